@@ -1,0 +1,1 @@
+"""Tar formats: strict readers and exact writers; knows no store and no SQL."""

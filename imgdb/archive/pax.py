@@ -1,0 +1,160 @@
+"""PAX extended headers: records into values. PURE: bytes in, values out.
+
+A record is ``LENGTH KEY=VALUE`` and a newline; LENGTH counts all of it. Anything else is refused, since
+parsers that skip or guess see other members than those that don't (CVE-2025-62518 and its
+like). No regular expression ever sees an archive's bytes. Source: POSIX pax, reliability §2b.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+MAX_RECORDS = 10_000
+MAX_XATTR_NAME = 255
+MAX_XATTR_VALUE = 1 << 16
+MAX_NUMBER = 2**63 - 1
+
+_NANOSECOND = 10**9
+_DIGITS = 20  # of the largest 64-bit number
+_FOREVER = 1e12  # seconds; more than 64 bits of nanoseconds
+_XATTR = b"SCHILY.xattr."
+_SPARSE = b"GNU.sparse."
+# Given twice, or for all members at once, these are understood differently by different parsers.
+_IDENTITY = (b"path", b"linkpath", b"size")
+
+
+class MalformedError(Exception):
+    """The header breaks a rule. `TarReader` adds which and where; it never leaves this package."""
+
+
+def show(name: bytes) -> str:
+    """A name from an archive for a message: quoted, escaped, at most some 200 characters."""
+    text = name[:200].decode("utf-8", "backslashreplace")
+    return repr(text if len(name) <= 200 else text + "…")  # noqa: PLR2004 - said above
+
+
+@dataclass(slots=True)
+class Pax:
+    """The records of a member that mean something here, checked.
+
+    An absent or empty record leaves the header's own value in force: empty here, or None.
+    """
+
+    path: bytes = b""
+    linkpath: bytes = b""
+    uname: bytes = b""
+    gname: bytes = b""
+    size: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime_ns: int | None = None
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+
+
+def pax_records(data: bytes) -> dict[bytes, bytes]:
+    """Records of an extended header's body; of a key given twice the last counts.
+
+    Raises:
+        MalformedError: anything but records, more than 10 000, or path, linkpath or size twice.
+    """
+    records: dict[bytes, bytes] = {}
+    position = 0
+    for _ in range(MAX_RECORDS + 1):
+        if position == len(data):
+            return records
+        key, value, position = _record(data, position)
+        if key in records and key in _IDENTITY:
+            raise MalformedError(f"PAX record {show(key)} given twice")
+        records[key] = value
+    raise MalformedError(f"more than {MAX_RECORDS} PAX records")
+
+
+def _record(data: bytes, position: int) -> tuple[bytes, bytes, int]:
+    space = data.find(b" ", position, position + _DIGITS + 1)
+    digits = data[position : max(space, position)]
+    if not digits.isdigit():  # bytes.isdigit is ASCII and non-empty
+        raise MalformedError("PAX record without a length")
+    end = position + int(digits)
+    if end > len(data) or data[end - 1 : end] != b"\n":
+        raise MalformedError("PAX record does not end where its length says")
+    equals = data.find(b"=", space + 1, end - 1)
+    key = data[space + 1 : equals]
+    if equals < 0 or not key or 0 in key:
+        raise MalformedError("PAX record without a key")
+    return key, data[equals + 1 : end - 1], end
+
+
+def check_global(records: dict[bytes, bytes]) -> None:
+    """Refuse a global header that would rename or resize members; the rest is ignored, as in Go.
+
+    Raises:
+        MalformedError: it has path, linkpath, size or sparse records.
+    """
+    for key in records:
+        if key in _IDENTITY or key.startswith(_SPARSE):
+            raise MalformedError(f"global PAX record {show(key)} would apply to every member")
+
+
+def interpret(records: dict[bytes, bytes]) -> Pax:
+    """Check the records that matter and turn them into values.
+
+    Raises:
+        MalformedError: no number where one belongs, a NUL in a name, an extended attribute
+            beyond the kernel's limits, or any record of a sparse file.
+    """
+    pax = Pax()
+    for key, value in records.items():
+        if key.startswith(_XATTR):
+            pax.xattrs[key[len(_XATTR) :]] = _xattr(key, value)
+        elif key.startswith(_SPARSE):
+            raise MalformedError("sparse files are not supported")
+        elif value:
+            _apply(pax, key, value)
+    return pax
+
+
+def _apply(pax: Pax, key: bytes, value: bytes) -> None:
+    match key:
+        case b"path" | b"linkpath" | b"uname" | b"gname":
+            if 0 in value:
+                raise MalformedError(f"NUL in PAX record {show(key)}")
+            setattr(pax, key.decode(), value)
+        case b"size" | b"uid" | b"gid":
+            setattr(pax, key.decode(), _decimal(key, value))
+        case b"mtime":
+            pax.mtime_ns = _pax_time(value)
+
+
+def _xattr(key: bytes, value: bytes) -> bytes:
+    if not 0 < len(key) - len(_XATTR) <= MAX_XATTR_NAME:
+        raise MalformedError(f"extended attribute with a name of {len(key) - len(_XATTR)} bytes")
+    if len(value) > MAX_XATTR_VALUE:
+        raise MalformedError(f"extended attribute of {len(value)} bytes, more than {MAX_XATTR_VALUE}")
+    return value
+
+
+def _decimal(key: bytes, value: bytes) -> int:
+    number = int(value) if len(value) <= _DIGITS and value.isdigit() else -1
+    if not 0 <= number <= MAX_NUMBER:
+        raise MalformedError(f"PAX record {show(key)} is no number between 0 and 2**63: {show(value)}")
+    return number
+
+
+def nanoseconds(seconds: int, part: int) -> int:
+    """Seconds and nanoseconds as nanoseconds, clamped to 64 bits."""
+    return max(-MAX_NUMBER - 1, min(MAX_NUMBER, seconds * _NANOSECOND + part))
+
+
+def _pax_time(value: bytes) -> int:
+    """Seconds with a fraction. Whatever is no number is the epoch, whatever is too large the limit."""
+    whole, _, fraction = value.partition(b".")
+    digits = whole.removeprefix(b"-")
+    if len(digits) <= _DIGITS and digits.isdigit() and (not fraction or fraction.isdigit()):
+        part = int(fraction[:9].ljust(9, b"0"))
+        return nanoseconds(int(whole), -part if whole.startswith(b"-") else part)
+    try:
+        number = float(value[:64])
+    except ValueError:
+        return 0
+    return 0 if math.isnan(number) else nanoseconds(int(max(-_FOREVER, min(_FOREVER, number))), 0)

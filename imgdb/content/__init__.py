@@ -1,0 +1,1 @@
+"""Bytes keyed by digest; knows no SQL."""

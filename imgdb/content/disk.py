@@ -1,0 +1,441 @@
+"""The blob store on disk; the only module that renames or unlinks blobs.
+
+::
+
+    blobs/<alg>/<hex>   0400, never rewritten
+    ingest/<token>/     one import's private files, the directory flocked by its owner
+    holds/  gc.lock     see `holds`
+    trash/              renamed here under gc.lock, unlinked after it
+
+Directories are 0700 and files 0400 or 0600 whatever the umask is.
+Source: design §4.1-4.3, §4.7, §6; reliability §4.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import sys
+from typing import TYPE_CHECKING, BinaryIO, Self
+
+from blake3 import blake3
+
+from imgdb.content.holds import FileHold, live_digests, locked
+from imgdb.content.store import HEAD_SIZE, BlobStat, ByteSource, Staged
+from imgdb.errors import (
+    FailedPreconditionError,
+    ImgdbError,
+    InvalidArgumentError,
+    NotFoundError,
+    RefusedError,
+)
+from imgdb.oci.digest import Digest, new_hasher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from types import TracebackType
+
+    from imgdb.content.store import Ingest
+
+CHUNK = 1 << 20
+RESERVE_BYTES = 64 << 20
+SWEEP_BATCH = 100
+# Below this many files an fsync each costs less than flushing whatever else the disk has.
+SYNCFS_FROM = 8
+
+_DIRECTORIES = ("blobs", "ingest", "holds", "trash", "quarantine")
+
+
+class DiskBlobStore:
+    """Blobs in a directory; see `imgdb.content.store.BlobStore` for the contract.
+
+    Args:
+        root: the store's directory; must have been made by `create`.
+        durable: False skips syncing, for tests only.
+    """
+
+    def __init__(self, root: str, *, durable: bool = True) -> None:
+        self.root = root
+        self.durable = durable
+
+    @classmethod
+    def create(cls, root: str, *, durable: bool = True) -> Self:
+        """Make the directories of a store; harmless on a store that exists."""
+        make_private_directory(root, parents=True)
+        for name in _DIRECTORIES:
+            make_private_directory(os.path.join(root, name))
+        if durable:
+            sync_directory(root)
+        return cls(root, durable=durable)
+
+    @property
+    def gc_lock(self) -> str:
+        """Path of the lock that a collector takes exclusively and everybody else shared."""
+        return os.path.join(self.root, "gc.lock")
+
+    def path(self, digest: Digest) -> str:
+        """Where the blob's file is, or would be."""
+        return os.path.join(self.root, "blobs", digest.algorithm, digest.hex)
+
+    def ingest(self) -> DiskIngest:
+        """A new private staging area."""
+        return DiskIngest(os.path.join(self.root, "ingest"))
+
+    def hold(self) -> FileHold:
+        """A new, empty hold."""
+        return FileHold(os.path.join(self.root, "holds"), self.gc_lock)
+
+    def stat(self, digest: Digest) -> BlobStat | None:
+        """The blob's file, or None."""
+        try:
+            status = os.lstat(self.path(digest))
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return BlobStat(status.st_size, status.st_ctime_ns)
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """Read a blob.
+
+        Raises:
+            NotFoundError: it is not here.
+        """
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            fd = os.open(self.path(digest), flags)
+        except FileNotFoundError:
+            raise NotFoundError(f"blob {digest} is not in {self.root}") from None
+        return open(fd, "rb", buffering=0)
+
+    def blake3(self, digest: Digest) -> str:
+        """Checksum of a blob's bytes as they are now, hex, on all cores.
+
+        Raises:
+            NotFoundError: it is not here.
+        """
+        with self.open(digest) as file:
+            if os.fstat(file.fileno()).st_size < CHUNK:
+                return blake3(file.read()).hexdigest()
+            # By descriptor, so that what is hashed is what was opened.
+            hasher = blake3(max_threads=blake3.AUTO)
+            return hasher.update_mmap(f"/proc/self/fd/{file.fileno()}").hexdigest()
+
+    def put(
+        self, ingest: Ingest, staged: Collection[Staged], *, replace: Collection[Digest] = ()
+    ) -> dict[Digest, BlobStat]:
+        """Make staged blobs durable under their digests; see the protocol."""
+        assert isinstance(ingest, DiskIngest)  # noqa: S101 - files of another kind can't be renamed
+        try:
+            if self.durable:
+                ingest.sync(staged)
+            algorithms = {blob.digest.algorithm for blob in staged}
+            for algorithm in algorithms:
+                self._algorithm_directory(algorithm)
+            for blob in staged:
+                self._place(ingest, blob, replace=blob.digest in replace)
+            if self.durable:
+                for algorithm in algorithms:
+                    sync_directory(os.path.join(self.root, "blobs", algorithm))
+        except OSError:
+            for blob in staged:
+                ingest.discard(blob)
+            raise
+        return {blob.digest: self._stat_placed(blob.digest) for blob in staged}
+
+    def _algorithm_directory(self, algorithm: str) -> None:
+        made = make_private_directory(os.path.join(self.root, "blobs", algorithm))
+        if made and self.durable:
+            sync_directory(os.path.join(self.root, "blobs"))
+
+    def _place(self, ingest: DiskIngest, blob: Staged, *, replace: bool) -> None:
+        there = self.stat(blob.digest)
+        if there is not None and there.size == blob.size and not replace:
+            ingest.discard(blob)
+            return
+        os.rename(ingest.path(blob), self.path(blob.digest))
+
+    def _stat_placed(self, digest: Digest) -> BlobStat:
+        status = self.stat(digest)
+        if status is None:
+            raise FailedPreconditionError(f"blob {digest} vanished from {self.root} while it was stored")
+        return status
+
+    def walk(self) -> Iterator[tuple[Digest, BlobStat]]:
+        """Every blob file; names that are no digests are skipped."""
+        blobs = os.path.join(self.root, "blobs")
+        for algorithm in sorted(os.listdir(blobs)):
+            for name in sorted(os.listdir(os.path.join(blobs, algorithm))):
+                with contextlib.suppress(InvalidArgumentError):
+                    digest = Digest.parse(f"{algorithm}:{name}")
+                    status = self.stat(digest)
+                    if status is not None:
+                        yield digest, status
+
+    def sweep(
+        self, digests: Iterable[Digest], known: Callable[[Collection[Digest]], Collection[Digest]]
+    ) -> dict[Digest, int]:
+        """Remove files that neither a live hold nor a row knows; see the protocol."""
+        candidates = sorted(set(digests))
+        freed: dict[Digest, int] = {}
+        for start in range(0, len(candidates), SWEEP_BATCH):
+            freed |= self._sweep_batch(candidates[start : start + SWEEP_BATCH], known)
+        return freed
+
+    def _sweep_batch(
+        self, candidates: list[Digest], known: Callable[[Collection[Digest]], Collection[Digest]]
+    ) -> dict[Digest, int]:
+        freed: dict[Digest, int] = {}
+        trash = os.path.join(self.root, "trash")
+        moved = []
+        with locked(self.gc_lock, fcntl.LOCK_EX):
+            held, _ = live_digests(os.path.join(self.root, "holds"), reap=False)
+            # Holds first, rows second: a commit followed by the end of its hold can't fall between.
+            needed = held | set(known(candidates))
+            for digest in candidates:
+                status = self.stat(digest)
+                if digest in needed or status is None:
+                    continue
+                moved.append(os.path.join(trash, secrets.token_hex(8)))
+                os.rename(self.path(digest), moved[-1])
+                freed[digest] = status.size
+        for path in moved:
+            os.unlink(path)
+        return freed
+
+
+class DiskIngest:
+    """One import's private directory; removed, with what is left in it, at the end."""
+
+    def __init__(self, parent: str) -> None:
+        _remove_dead(parent)
+        self._directory, self._fd = _locked_directory(parent)
+        self._count = 0
+
+    def path(self, staged: Staged) -> str:
+        """Where staged bytes lie."""
+        return os.path.join(self._directory, staged.token)
+
+    def stage(
+        self,
+        source: ByteSource,
+        size: int,
+        *,
+        algorithm: str = "sha256",
+        keep: bool = True,
+        advance: Callable[[int], None] | None = None,
+    ) -> Staged:
+        """Read exactly `size` bytes, hash them, and keep them unless told not to."""
+        if not keep:
+            return _pump(source, size, algorithm, "", None, advance)
+        self._check_space(size)
+        self._count += 1
+        token = f"{self._count:08x}"
+        path = os.path.join(self._directory, token)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            staged = _pump(source, size, algorithm, token, fd, advance)
+            os.fchmod(fd, 0o400)
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+        return staged
+
+    def _check_space(self, size: int) -> None:
+        space = os.fstatvfs(self._fd)
+        free = space.f_bavail * space.f_frsize
+        if size and free < size + min(RESERVE_BYTES, space.f_blocks * space.f_frsize // 20):
+            raise ImgdbError(
+                f"no space in {self._directory}: {size} bytes are needed and {free} are free; "
+                "free some space or use another --store"
+            )
+
+    def open(self, staged: Staged) -> BinaryIO:
+        """Read staged bytes that were kept."""
+        return open(self.path(staged), "rb", buffering=0)
+
+    def discard(self, staged: Staged) -> None:
+        """Forget staged bytes; they may be forgotten already."""
+        if staged.token:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path(staged))
+
+    def sync(self, staged: Collection[Staged]) -> None:
+        """Make bytes durable: an fsync each, or one for the whole file system when they are many."""
+        if len(staged) >= SYNCFS_FROM:
+            sync_filesystem(self._fd)
+            return
+        for blob in staged:
+            fd = os.open(self.path(blob), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Remove the directory and everything left in it."""
+        if self._fd >= 0:
+            _remove_flat(self._directory)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _pump(
+    source: ByteSource,
+    size: int,
+    algorithm: str,
+    token: str,
+    fd: int | None,
+    advance: Callable[[int], None] | None,
+) -> Staged:
+    """One pass: read, hash twice, write."""
+    identity, fast = new_hasher(algorithm), blake3()
+    buffer = memoryview(bytearray(min(CHUNK, max(size, 1))))
+    head = b""
+    left = size
+    while left:
+        count = source.readinto(buffer[: min(left, len(buffer))])
+        if not count:
+            raise FailedPreconditionError(f"the input ended {left} bytes early")
+        chunk = buffer[:count]
+        if len(head) < HEAD_SIZE:
+            head += bytes(chunk[: HEAD_SIZE - len(head)])
+        identity.update(chunk)
+        fast.update(chunk)
+        if fd is not None:
+            write_all(fd, chunk)
+        left -= count
+        if advance is not None:
+            advance(count)
+    return Staged(token, Digest(algorithm, identity.hexdigest()), size, fast.hexdigest(), head)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write everything; os.write may take less than it is given."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def make_private_directory(path: str, *, parents: bool = False) -> bool:
+    """Make a directory of mode 0700 whatever the umask; True when it was made.
+
+    Raises:
+        RefusedError: something that is no directory of ours is in the way.
+    """
+    if parents:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            raise RefusedError(f"{path} is not a directory; choose another --store") from None
+        return False
+    os.chmod(path, 0o700)
+    return True
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_filesystem(fd: int) -> None:
+    """syncfs(2), which the standard library lacks; reports write errors since Linux 5.8."""
+    import ctypes  # noqa: PLC0415 - costs milliseconds, needed for large imports only
+
+    if ctypes.CDLL(None, use_errno=True).syncfs(fd):
+        number = ctypes.get_errno()
+        raise OSError(number, f"syncfs: {os.strerror(number)}")
+
+
+def write_durably(path: str, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Replace a small file in one step: temporary file beside it, fsync, rename, fsync directory."""
+    temporary = f"{path}.{os.getpid()}.{secrets.token_hex(4)}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            write_all(fd, data)
+            os.fchmod(fd, mode)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    if durable:
+        sync_directory(os.path.dirname(path))
+
+
+def _locked_directory(parent: str) -> tuple[str, int]:
+    """A new directory under `parent`, flocked; again if a cleaner was faster than the lock."""
+    while True:
+        path = os.path.join(parent, secrets.token_hex(8))
+        os.mkdir(path, 0o700)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if _is_at(fd, path):
+            os.fchmod(fd, 0o700)
+            return path, fd
+        os.close(fd)
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_dead(parent: str) -> None:
+    """Remove the directories of imports that were killed: those whose lock can be had."""
+    for name in os.listdir(parent):
+        path = os.path.join(parent, name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+                continue
+            raise
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_flat(path)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
+
+
+def _remove_flat(path: str) -> None:
+    """Remove a directory that holds files only."""
+    for name in os.listdir(path):
+        os.unlink(os.path.join(path, name))
+    os.rmdir(path)
+
+
+if sys.platform != "linux":  # pragma: no cover
+    raise ImportError("imgdb runs on Linux")

@@ -1,0 +1,1 @@
+"""The graph in SQL; functions take a connection or session and never commit."""

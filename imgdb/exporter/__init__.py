@@ -1,0 +1,1 @@
+"""The export walk, in steps: resolve and lease → plan → write."""

@@ -1,0 +1,1 @@
+"""The import walk, in steps: intake → layout → graph → plan → put → rows."""

@@ -1,0 +1,142 @@
+"""The rows of an import: blobs, documents, edges, then names and events.
+
+Functions take a connection inside a write transaction and never commit. Names come last:
+nothing is visible under a name before everything below it is there. Source: design §4.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imgdb.db import blobs, events, graph, images
+from imgdb.db.blobs import BlobRow
+from imgdb.db.graph import Expansion
+from imgdb.errors import RefusedError
+from imgdb.oci.reference import dangling_name, familiar
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from sqlalchemy import Connection
+
+    from imgdb.db.images import ImageRecord
+    from imgdb.importer.plan import Wanted
+    from imgdb.importer.walk import StagedImport
+    from imgdb.oci.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """One image of an import, as it is reported.
+
+    Attributes:
+        name: canonical; None when it has none and is kept as dangling.
+        digest: the image ID.
+        platforms: of which everything is here.
+        absent: platforms that its index lists and that are not here.
+        state: ``new``, ``same``, or ``replaces`` when the name pointed elsewhere.
+        previous: where it pointed.
+    """
+
+    name: str | None
+    digest: Digest
+    platforms: tuple[str, ...]
+    absent: tuple[str, ...]
+    state: str
+    previous: Digest | None = None
+
+    @property
+    def display_name(self) -> str:
+        """Familiar name with tag, or the digest."""
+        return familiar(self.name) if self.name else str(self.digest)
+
+
+def write_blobs(connection: Connection, staged: StagedImport, digests: Collection[Digest]) -> None:
+    """Rows of kept blobs; their files are durable and held."""
+    blobs.put_present(connection, [staged.rows[digest] for digest in digests])
+
+
+def write_edges(connection: Connection, staged: StagedImport, digests: Collection[Digest]) -> None:
+    """Texts and edges of those of some kept blobs that are documents; the blobs' rows are there."""
+    nodes = staged.plan.graph.nodes
+    documents = [(digest, document) for digest in digests if (document := nodes[digest].document)]
+    children = {edge.child.digest: edge for _, document in documents for edge in document.edges}
+    stubs = [
+        BlobRow(digest, edge.child.size, nodes[digest].kind.value, edge.child.media_type, present=False)
+        for digest, edge in children.items()
+        if digest not in staged.rows
+    ]
+    blobs.put_stubs(connection, stubs)
+    ids = blobs.ids(connection, {*digests, *children})
+    configs = {digest: config.raw for digest in digests if (config := nodes[digest].config)}
+    texts = {ids[digest]: document.raw for digest, document in documents}
+    blobs.put_texts(connection, texts | {ids[digest]: raw for digest, raw in configs.items()})
+    graph.expand(
+        connection,
+        [
+            Expansion(digest, document, staged.plan.graph.config_of(document))
+            for digest, document in documents
+        ],
+        ids,
+    )
+
+
+def write_names(connection: Connection, staged: StagedImport, *, replace: str, at: int) -> list[LoadedImage]:
+    """Names, dangling records and events; reads what is there inside the same transaction.
+
+    Raises:
+        RefusedError: `replace` is ``refuse`` and a name points elsewhere.
+    """
+    targets = [image.target for image in staged.plan.images if image.target.digest not in staged.rows]
+    stubs = [BlobRow(t.digest, t.size, "blob", t.media_type, present=False, created_at=at) for t in targets]
+    blobs.put_stubs(connection, stubs)
+    result = compare(connection, staged.plan.images)
+    _refuse_moves(result, replace)
+    for wanted, loaded in zip(staged.plan.images, result, strict=True):
+        _put_name(connection, wanted, loaded, keep_old=replace == "dangle", at=at)
+    images.drop_useless_dangling(connection, {image.target.digest for image in staged.plan.images})
+    events.record(connection, [_event(loaded, staged.source) for loaded in result], at)
+    return result
+
+
+def compare(connection: Connection, wanted: Sequence[Wanted]) -> list[LoadedImage]:
+    """What naming these images would change; the whole of a dry run."""
+    existing = images.by_names(connection, {image.name for image in wanted if image.name})
+    named = {
+        record.target.digest for record in images.by_targets(connection, {i.target.digest for i in wanted})
+    }
+    return [_compare(image, existing.get(image.name or ""), named) for image in wanted]
+
+
+def _compare(image: Wanted, existing: ImageRecord | None, named: Collection[Digest]) -> LoadedImage:
+    digest = image.target.digest
+    state, previous = "new", None
+    if existing is not None and existing.target.digest != digest:
+        state, previous = "replaces", existing.target.digest
+    elif existing is not None or (image.name is None and digest in named):
+        state = "same"
+    return LoadedImage(image.name, digest, image.platforms, image.absent, state, previous)
+
+
+def _refuse_moves(loaded: Sequence[LoadedImage], replace: str) -> None:
+    moved = next((image for image in loaded if image.state == "replaces"), None)
+    if moved is not None and replace == "refuse":
+        raise RefusedError(
+            f"{moved.display_name} is {moved.previous} here and {moved.digest} in the archive; "
+            "nothing was imported (--replace dangle moves the name and keeps the old image)"
+        )
+
+
+def _put_name(
+    connection: Connection, wanted: Wanted, loaded: LoadedImage, *, keep_old: bool, at: int
+) -> None:
+    if loaded.state == "same":
+        return
+    if loaded.previous is not None and keep_old and wanted.name:
+        images.keep_as_dangling(connection, wanted.name, at=at)
+    images.put(connection, wanted.name or dangling_name(loaded.digest), wanted.target, at=at)
+
+
+def _event(loaded: LoadedImage, source: str) -> events.NewEvent:
+    return events.NewEvent("load", str(loaded.digest), loaded.name, source=source)

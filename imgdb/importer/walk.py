@@ -1,0 +1,258 @@
+"""The import walk: read, look, plan, put. Rows come last and are written by the caller.
+
+`stage` does everything that needs no transaction and leaves durable files that a hold
+protects; `write` only writes rows, in a transaction that somebody else begins and commits.
+Source: design §4.1-4.4, §9.4.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from imgdb.archive.reader import open_source
+from imgdb.db.blobs import BlobRow
+from imgdb.errors import BadArchiveError
+from imgdb.importer import graph as graphs
+from imgdb.importer.intake import Contents, take_in
+from imgdb.importer.layout import Layout, read_layout
+from imgdb.importer.plan import ImportOptions, ImportPlan, make_plan
+from imgdb.oci import spec
+from imgdb.oci.digest import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from imgdb.content.store import BlobStat, BlobStore, Hold, Ingest, Staged
+    from imgdb.progress import Reporter
+
+
+@dataclass(slots=True)
+class StagedImport:
+    """An import whose files are durable and held, and whose rows are still to be written.
+
+    Attributes:
+        plan: what to store and name.
+        source: the archive, for events.
+        rows: one for each kept blob.
+        new: digests that were not here before.
+        placed: digests whose files this import put.
+    """
+
+    plan: ImportPlan
+    source: str
+    rows: dict[Digest, BlobRow]
+    new: frozenset[Digest]
+    placed: tuple[Digest, ...]
+    hold: Hold
+
+    @property
+    def new_bytes(self) -> int:
+        """Bytes that the store did not have."""
+        return sum(self.rows[digest].size for digest in self.new)
+
+    def release(self) -> None:
+        """Give up the hold: after the commit, or after giving up."""
+        self.hold.release()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What staging asks the database, each question in a transaction of its own."""
+
+    find: Callable[[Collection[Digest]], dict[Digest, BlobRow]]
+    known: Callable[[Collection[Digest]], set[Digest]]
+    damaged: Callable[[], set[Digest]]
+
+
+def stage(
+    store: BlobStore,
+    rows: Rows,
+    source: str | BinaryIO,
+    options: ImportOptions,
+    *,
+    now: int,
+    dry_run: bool,
+    reporter: Reporter,
+) -> StagedImport:
+    """Read an archive, validate it, and put its blobs.
+
+    Args:
+        store: where the blobs go.
+        rows: what the database knows.
+        source: a path or a binary stream.
+        options: see `ImportOptions`.
+        now: microseconds since the epoch, for `verified_at`.
+        dry_run: read and validate only.
+        reporter: told about progress and warnings.
+
+    Raises:
+        NoImageError, BadArchiveError, NotFoundError, InvalidArgumentError: see the planning steps.
+        ImgdbError: no space, or the input can't be read.
+    """
+    hold = store.hold()
+    try:
+        with store.ingest() as ingest:
+            damaged = rows.damaged()
+            contents = _take_in(store, ingest, hold, source, options, damaged, dry_run, reporter)
+            layout = read_layout(contents, lambda staged: _read(ingest, store, staged))
+            found = _ArchiveAndStore(contents, layout, ingest, hold, store, rows)
+            graph = graphs.build([top.target for top in layout.tops], found)
+            plan = make_plan(layout, graph, options, in_store=found.rows_seen)
+            label = source if isinstance(source, str) else "-"
+            return _put(plan, label, found, damaged, now=now, dry_run=dry_run, reporter=reporter)
+    except BaseException:
+        hold.release()
+        raise
+
+
+def _take_in(
+    store: BlobStore,
+    ingest: Ingest,
+    hold: Hold,
+    source: str | BinaryIO,
+    options: ImportOptions,
+    damaged: Collection[Digest],
+    dry_run: bool,
+    reporter: Reporter,
+) -> Contents:
+    with open_source(source, advance=reporter.advance, warn=reporter.warn) as entries:  # noqa: SIM117 - two things
+        with reporter.phase("read", entries.total):
+            return take_in(
+                entries,
+                ingest,
+                hold,
+                store,
+                damaged=damaged,
+                max_size=options.max_size,
+                dry_run=dry_run,
+                reporter=reporter,
+            )
+
+
+def _put(
+    plan: ImportPlan,
+    label: str,
+    found: _ArchiveAndStore,
+    damaged: Collection[Digest],
+    *,
+    now: int,
+    dry_run: bool,
+    reporter: Reporter,
+) -> StagedImport:
+    """Make the kept blobs durable and say what their rows will hold."""
+    found.hold.add(plan.kept)
+    bodies = [body for body in map(found.body, plan.kept) if body is not None and body.token]
+    new = frozenset(digest for digest in plan.kept if found.is_new(digest, damaged))
+    placed: dict[Digest, BlobStat] = {}
+    if not dry_run:
+        with reporter.phase("store"):
+            placed = _put_or_sweep(found, bodies, damaged)
+    rows = {digest: _row(digest, plan, found, placed, now) for digest in plan.kept}
+    return StagedImport(plan, label, rows, new, tuple(placed), found.hold)
+
+
+def _put_or_sweep(
+    found: _ArchiveAndStore, bodies: list[Staged], damaged: Collection[Digest]
+) -> dict[Digest, BlobStat]:
+    try:
+        return found.store.put(found.ingest, bodies, replace=damaged)
+    except BaseException:
+        # Nothing of a failed import stays; what others need is known by their holds and rows.
+        found.hold.release()
+        found.store.sweep([body.digest for body in bodies], found.rows.known)
+        raise
+
+
+def _row(
+    digest: Digest, plan: ImportPlan, found: _ArchiveAndStore, placed: dict[Digest, BlobStat], now: int
+) -> BlobRow:
+    node = plan.graph.nodes[digest]
+    body = found.body(digest)
+    if body is None:
+        return found.rows_seen[digest]
+    status = placed.get(digest)
+    return BlobRow(
+        digest=digest,
+        size=body.size,
+        kind=node.kind.value,
+        media_type=node.first.media_type,
+        blake3=body.blake3,
+        # A file that was here before may differ from what its row remembers: only our own is vouched for.
+        ctime_ns=status.ctime_ns if status else None,
+        verified_at=now if status else None,
+        created_at=now,
+    )
+
+
+class _ArchiveAndStore:
+    """Looks blobs up in the archive first, then in the store; see `graph.Lookup`."""
+
+    def __init__(
+        self, contents: Contents, layout: Layout, ingest: Ingest, hold: Hold, store: BlobStore, rows: Rows
+    ) -> None:
+        self.contents = contents
+        self.ingest = ingest
+        self.hold = hold
+        self.store = store
+        self.rows = rows
+        self.rows_seen: dict[Digest, BlobRow] = {}
+        self._made = {digest: ingest.stage(io.BytesIO(raw), len(raw)) for digest, raw in layout.made.items()}
+
+    def body(self, digest: Digest) -> Staged | None:
+        """The archive's bytes of a digest, or None."""
+        return self._made.get(digest) or self.contents.blobs.get(digest) or self._linked(digest)
+
+    def is_new(self, digest: Digest, damaged: Collection[Digest]) -> bool:
+        """Whether the store lacks a blob, or has it damaged; asked before anything is put."""
+        if digest in damaged:
+            return True
+        return self.body(digest) is not None and self.store.stat(digest) is None
+
+    def _linked(self, digest: Digest) -> Staged | None:
+        """A blob whose path is a link to a member of another name."""
+        path = f"blobs/{digest.algorithm}/{digest.hex}"
+        if path not in self.contents.links:
+            return None
+        body = self.contents.resolve(path)
+        return body if body.digest == digest else None
+
+    def sizes(self, digests: Collection[Digest]) -> dict[Digest, int]:
+        """The sizes of those that are here, after listing them in the hold."""
+        bodies = {digest: self.body(digest) for digest in digests}
+        sizes = {digest: body.size for digest, body in bodies.items() if body is not None}
+        absent = [digest for digest, body in bodies.items() if body is None]
+        for digest in absent:
+            if digest in self.contents.liars:
+                raise BadArchiveError(
+                    f"{self.contents.liars[digest]}: the bytes have another digest than the name says"
+                )
+        self.hold.add(absent)
+        for digest, row in self.rows.find(absent).items():
+            if self._usable(row):
+                self.rows_seen[digest] = row
+                sizes[digest] = row.size
+        return sizes
+
+    def _usable(self, row: BlobRow) -> bool:
+        status = self.store.stat(row.digest) if row.present and row.damaged_at is None else None
+        return status is not None and status.size == row.size
+
+    def read(self, digest: Digest) -> bytes:
+        """The bytes of a document that is here."""
+        body = self.body(digest)
+        if body is not None:
+            return _read(self.ingest, self.store, body)
+        with self.store.open(digest) as file:
+            raw = file.read()
+        if Digest.of(raw, digest.algorithm) != digest:
+            raise BadArchiveError(
+                f"blob {digest} of the store is damaged; import a complete archive of its image"
+            )
+        return raw
+
+
+def _read(ingest: Ingest, store: BlobStore, staged: Staged) -> bytes:
+    with ingest.open(staged) if staged.token else store.open(staged.digest) as file:
+        return file.read(spec.INDEX_JSON_LIMIT + 1)

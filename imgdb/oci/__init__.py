@@ -1,0 +1,1 @@
+"""Pure values and rules of the OCI specifications: no I/O, no SQL."""

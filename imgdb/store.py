@@ -1,0 +1,642 @@
+"""The façade: one object for one store, and the only place that begins and commits transactions.
+
+::
+
+    with ImageStore.open("/var/lib/imgdb") as store:
+        store.load("busybox.tar")
+        store.export(["busybox"], "copy.tar")
+
+Every method is thread-safe: there is no state but the engine and paths. Results are frozen
+values, errors are those of `imgdb.errors`. Source: design §4, §8.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
+
+from imgdb import describe, mirror, pair
+from imgdb.content.disk import DiskBlobStore
+from imgdb.db import blobs, engine, events, images, leases, removal, schema
+from imgdb.db.sql import chunks, now_us
+from imgdb.errors import ImgdbError, NotFoundError, RefusedError
+from imgdb.exporter.plan import ExportedImage, ExportOptions, make_plan
+from imgdb.exporter.walk import all_images, artifact_types, read_tree, resolve_arguments
+from imgdb.exporter.write import BlobDamageError, Verifier, open_sink, write_archive, write_directory
+from imgdb.importer import rows, walk
+from imgdb.importer.plan import ImportOptions
+from imgdb.oci.platform import preference_key
+from imgdb.oci.reference import check_taggable, dangling_name, parse_normalized
+from imgdb.progress import SILENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from sqlalchemy import Connection, Engine
+
+    from imgdb.db.events import EventRecord
+    from imgdb.db.images import ImageRecord
+    from imgdb.describe import HistoryEntry, ImageSummary
+    from imgdb.exporter.plan import ExportPlan, Requested
+    from imgdb.importer.rows import LoadedImage
+    from imgdb.importer.walk import StagedImport
+    from imgdb.oci.digest import Digest
+    from imgdb.oci.platform import Platform
+    from imgdb.progress import Reporter
+
+_T = TypeVar("_T")
+
+logging.getLogger("imgdb").addHandler(logging.NullHandler())
+_log = logging.getLogger("imgdb")
+
+# Rows of one write transaction: a second's worth at most, so that others get their turn.
+BATCH = 4000
+LEASE_US = 24 * 3600 * 1_000_000
+USED_COARSE_US = 3600 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What an import did, or would do.
+
+    Attributes:
+        images: in the archive's order.
+        new_blobs, new_bytes: what the store did not have.
+        warnings: sentences for the user.
+    """
+
+    images: tuple[LoadedImage, ...]
+    new_blobs: int
+    new_bytes: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export wrote: images in the order asked for, blobs and their bytes."""
+
+    images: tuple[ExportedImage, ...]
+    blobs: int
+    blob_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """A blob's row; counters as the triggers keep them, `size` in bytes."""
+
+    digest: Digest
+    size: int
+    kind: str
+    media_type: str
+    present: bool
+    damaged: bool
+    refcount: int
+    flat_refcount: int
+    created_at: int
+    verified_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """Facts about a store, for people and bug reports."""
+
+    root: str
+    database: str
+    store_id: str
+    generation: int
+    schema: str
+    images: int
+    blobs: int
+    blob_bytes: int
+
+
+def default_root() -> str:
+    """``$IMGDB_STORE``, else /var/lib/imgdb for root, else the user's data directory."""
+    if root := os.environ.get("IMGDB_STORE"):
+        return root
+    if os.geteuid() == 0:
+        return "/var/lib/imgdb"
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(data, "imgdb")
+
+
+class ImageStore:
+    """One store and its database; make it with `open`."""
+
+    def __init__(self, root: str, half: pair.StoreFile, database: Engine, *, durable: bool = True) -> None:
+        self.root = root
+        self._half = half
+        self._engine = database
+        self._durable = durable
+        self._blobs = DiskBlobStore(root, durable=durable)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        db: str | None = None,
+        *,
+        create: bool = False,
+        durable: bool = True,
+    ) -> Self:
+        """Open a store.
+
+        Args:
+            path: its directory; None for the default one (`default_root`).
+            db: path or URL of its database, once; the store remembers it.
+            create: make the store when there is none.
+            durable: False skips syncing to disk; for tests.
+
+        Raises:
+            NotFoundError: there is no store, and `create` is False.
+            RefusedError: it is another user's, or of a newer format.
+            SchemaError: the database needs an upgrade, or a newer imgdb.
+        """
+        root = os.path.abspath(os.fspath(path) if path is not None else default_root())
+        if create and not pair.exists(root):
+            _create(root, db, durable=durable)
+        half = pair.read(root)
+        database = _engine(root, db or half.database)
+        try:
+            with engine.read(database) as connection:
+                schema.check(connection, writing=False)
+        except BaseException:
+            database.dispose()
+            raise
+        return cls(root, half, database, durable=durable)
+
+    def close(self) -> None:
+        """Close the connections; the object is of no more use."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- import ------------------------------------------------------------------------------
+
+    def load(
+        self,
+        source: str | BinaryIO,
+        options: ImportOptions | None = None,
+        *,
+        dry_run: bool = False,
+        reporter: Reporter = SILENT,
+    ) -> LoadResult:
+        """Import an archive: a file, a directory with a layout, or a binary stream.
+
+        All of it becomes visible in one transaction, or nothing stays.
+
+        Args:
+            source: a path, or an object with ``readinto`` or ``read``.
+            options: see `ImportOptions`.
+            dry_run: verify, and say what would change.
+            reporter: told about progress and warnings.
+
+        Raises:
+            NoImageError: the input is no image archive.
+            BadArchiveError: it is a damaged or forbidden one.
+            NotFoundError: no such file, or a requested platform is not in it.
+            RefusedError: a name points elsewhere and may not move, or the store can't be written.
+            BusyError: the database was locked too long.
+        """
+        options = options or ImportOptions()
+        self._check_writable()
+        staged = walk.stage(
+            self._blobs,
+            walk.Rows(self._ask(blobs.find), self._ask(blobs.known), self._damaged),
+            source,
+            options,
+            now=now_us(),
+            dry_run=dry_run,
+            reporter=reporter,
+        )
+        try:
+            for warning in staged.plan.warnings:
+                reporter.warn(warning)
+            if dry_run:
+                with engine.read(self._engine) as connection:
+                    loaded = rows.compare(connection, staged.plan.images)
+            else:
+                loaded = self._commit_import(staged, options)
+        except BaseException:
+            staged.release()
+            self._blobs.sweep(staged.placed, self._ask(blobs.known))
+            raise
+        staged.release()
+        return LoadResult(tuple(loaded), len(staged.new), staged.new_bytes, staged.plan.warnings)
+
+    def _commit_import(self, staged: StagedImport, options: ImportOptions) -> list[LoadedImage]:
+        """One transaction; for large imports several under a lease, the names in the last one."""
+        batches = list(chunks(staged.plan.kept, BATCH))
+        lease = leases.random_id() if len(batches) > 1 else None
+        if lease is not None:
+            self._commit_batches(staged, batches, lease)
+
+        def work(connection: Connection) -> tuple[list[LoadedImage], set[str]]:
+            at = now_us()
+            if lease is None:
+                for batch in batches:
+                    rows.write_blobs(connection, staged, batch)
+                    rows.write_edges(connection, staged, batch)
+            loaded = rows.write_names(connection, staged, replace=options.replace, at=at)
+            if lease is not None:
+                leases.remove(connection, lease)
+            return loaded, _names_touched(loaded)
+
+        try:
+            return self._write(work, changes=lambda result: result[1])[0]
+        except BaseException:
+            if lease is not None:
+                self._write(lambda connection: leases.remove(connection, lease))
+            raise
+
+    def _commit_batches(self, staged: StagedImport, batches: Sequence[list[Digest]], lease: str) -> None:
+        def begin(connection: Connection) -> None:
+            at = now_us()
+            leases.create(connection, lease, created_at=at, expires_at=at + LEASE_US)
+            leases.add_content(connection, lease, (str(digest) for digest in staged.plan.kept))
+
+        self._write(begin)
+        for write in (rows.write_blobs, rows.write_edges):
+            for batch in batches:
+                self._write(partial(write, staged=staged, digests=batch))
+
+    # -- export ------------------------------------------------------------------------------
+
+    def export(
+        self,
+        names: Sequence[str],
+        out: str | BinaryIO,
+        options: ExportOptions | None = None,
+        *,
+        every: bool = False,
+        reporter: Reporter = SILENT,
+    ) -> ExportResult:
+        """Write images to one archive; verified while it is written.
+
+        Args:
+            names: image names, IDs, short IDs, config digests; a repository gives all its tags.
+            out: a path (appears when it is whole), or a binary stream.
+            options: see `ExportOptions`.
+            every: all images of the store.
+            reporter: told about progress and warnings.
+
+        Raises:
+            NotFoundError: no such image, or it is not completely here.
+            DataLossError: a blob is damaged; a file is not left behind.
+            RefusedError: the target may not be written.
+        """
+        options = options or ExportOptions()
+        with ExitStack() as stack:
+            requested = self._lease_targets(names, stack, every=every, target=out)
+            plan, verifier = self._plan_export(requested, options)
+            for image in plan.images:
+                if image.missing:
+                    reporter.warn(f"{image.display_name}: not here, so left out: {', '.join(image.missing)}")
+            try:
+                if options.format == "oci-dir":
+                    write_directory(plan, _as_path(out), verifier, reporter)
+                else:
+                    with open_sink(out, options.compress) as sink:
+                        write_archive(plan, sink, verifier, reporter)
+            except BlobDamageError as error:
+                self._mark_damaged(error.digest)
+                raise
+        return ExportResult(plan.images, len(plan.blobs), plan.blob_bytes)
+
+    def _lease_targets(
+        self, names: Sequence[str], stack: ExitStack, *, every: bool, target: str | BinaryIO
+    ) -> list[Requested]:
+        """Resolve and lease in one transaction; on a store that can't be written, only resolve."""
+        lease = leases.random_id()
+
+        def work(connection: Connection) -> list[Requested]:
+            at = now_us()
+            requested = all_images(connection) if every else resolve_arguments(connection, names)
+            leases.create(connection, lease, created_at=at, expires_at=at + LEASE_US)
+            leases.add_content(connection, lease, (str(r.target.digest) for r in requested))
+            label = target if isinstance(target, str) else "-"
+            saves = [events.NewEvent("save", str(r.target.digest), r.name, source=label) for r in requested]
+            events.record(connection, saves, at)
+            used = [r.name or dangling_name(r.target.digest) for r in requested]
+            images.touch(connection, used, at, coarse_us=USED_COARSE_US)
+            return requested
+
+        if not self._can_write():
+            with engine.read(self._engine) as connection:
+                return all_images(connection) if every else resolve_arguments(connection, names)
+        requested = self._write(work, raises_generation=False)
+        stack.callback(self._drop_lease, lease)
+        return requested
+
+    def _drop_lease(self, lease: str) -> None:
+        # It expires by itself; a full disk here must not turn a good export into a failure.
+        with suppress(ImgdbError):
+            self._write(lambda connection: leases.remove(connection, lease), raises_generation=False)
+
+    def _plan_export(
+        self, requested: Sequence[Requested], options: ExportOptions
+    ) -> tuple[ExportPlan, Verifier]:
+        with engine.read(self._engine) as connection:
+            tree = read_tree(connection, [request.target for request in requested])
+            plan = make_plan(requested, tree, options, artifact_types(connection, tree))
+            facts = blobs.find(connection, {digest for digest, _ in plan.blobs.values()})
+        return plan, Verifier(self._blobs, facts, options.trust)
+
+    def _mark_damaged(self, digest: Digest) -> None:
+        with suppress(ImgdbError):
+            self._write(lambda c: blobs.mark_damaged(c, digest, now_us()), raises_generation=False)
+
+    # -- look --------------------------------------------------------------------------------
+
+    def resolve(self, argument: str) -> ImageRecord:
+        """The image that a name, an ID, a short ID or a config digest means.
+
+        Raises:
+            InvalidArgumentError, NotFoundError: see `imgdb.db.images.resolve`.
+        """
+        with engine.read(self._engine) as connection:
+            return images.resolve(connection, argument)[0]
+
+    def images(self) -> list[ImageSummary]:
+        """All names with what they hold, by name."""
+        with engine.read(self._engine) as connection:
+            return describe.summaries(connection, images.listing(connection))
+
+    def inspect(self, argument: str, platform: Platform | None = None) -> dict[str, Any]:
+        """One image as docker inspect shows it; keys in docs/formats.md."""
+        with engine.read(self._engine) as connection:
+            first = images.resolve(connection, argument)[0]
+            records = [first] + [
+                record
+                for record in images.by_targets(connection, [first.target.digest])
+                if record.name != first.name
+            ]
+            return describe.inspect(connection, records, preference_key(platform) if platform else None)
+
+    def history(self, argument: str, platform: Platform | None = None) -> list[HistoryEntry]:
+        """How an image was made, newest step first."""
+        with engine.read(self._engine) as connection:
+            target = images.resolve(connection, argument)[0].target
+            return describe.history(connection, target, preference_key(platform) if platform else None)
+
+    def exists(self, argument: str) -> bool:
+        """Whether an argument means an image of this store."""
+        try:
+            self.resolve(argument)
+        except NotFoundError:
+            return False
+        return True
+
+    def blobs(self) -> list[BlobInfo]:
+        """All blobs that are here or referred to, by digest."""
+        with engine.read(self._engine) as connection:
+            return [_blob_info(*row) for row in blobs.listing(connection)]
+
+    def blob(self, digest: str) -> BlobInfo:
+        """One blob, by digest or by the unambiguous beginning of one.
+
+        Raises:
+            NotFoundError: none, or several.
+        """
+        with engine.read(self._engine) as connection:
+            return _blob_info(*blobs.by_prefix(connection, digest))
+
+    def open_blob(self, digest: str) -> BinaryIO:
+        """A blob's bytes.
+
+        Raises:
+            NotFoundError: it is not here.
+        """
+        return self._blobs.open(self.blob(digest).digest)
+
+    def events(self, *, since: int | None = None, after_id: int = 0) -> list[EventRecord]:
+        """What happened, oldest first; `since` in microseconds since the epoch."""
+        with engine.read(self._engine) as connection:
+            return list(events.listing(connection, since=since, after_id=after_id))
+
+    def prune_events(self, before: int) -> int:
+        """Forget events older than a time (microseconds since the epoch); returns how many."""
+        return self._write(lambda connection: events.prune(connection, before), raises_generation=False)
+
+    def info(self) -> StoreInfo:
+        """Facts about the store."""
+        with engine.read(self._engine) as connection:
+            meta = schema.read_meta(connection)
+            count, size = blobs.totals(connection)
+            return StoreInfo(
+                root=self.root,
+                database=engine.describe(self._engine),
+                store_id=meta.store_id,
+                generation=meta.generation,
+                schema=schema.current(connection) or "",
+                images=images.count(connection),
+                blobs=count,
+                blob_bytes=size,
+            )
+
+    # -- change ------------------------------------------------------------------------------
+
+    def tag(self, source: str, name: str) -> ImageRecord | None:
+        """Give an image another name.
+
+        Returns:
+            The record that `name` was before, when it pointed elsewhere; its image is kept as
+            dangling.
+
+        Raises:
+            InvalidArgumentError: `name` is no name, or has a digest.
+            NotFoundError: `source` is no image.
+        """
+        reference = parse_normalized(name)
+        check_taggable(reference)
+        canonical = str(reference.tag_or_latest())
+
+        def work(connection: Connection) -> tuple[ImageRecord | None, set[str]]:
+            at = now_us()
+            target = images.resolve(connection, source)[0].target
+            before = images.get(connection, canonical)
+            moved = before is not None and before.target.digest != target.digest
+            if moved:
+                images.keep_as_dangling(connection, canonical, at=at)
+            if before is None or moved:
+                images.put(connection, canonical, target, at=at)
+            images.drop_useless_dangling(connection, [target.digest])
+            events.record(connection, [events.NewEvent("tag", str(target.digest), canonical)], at)
+            names = {canonical, dangling_name(target.digest)}
+            if before is not None:
+                names.add(dangling_name(before.target.digest))
+            return (before if moved else None), names
+
+        return self._write(work, changes=lambda result: result[1])[0]
+
+    def remove(self, argument: str, *, force: bool = False) -> removal.Removal:
+        """Remove a name, or all names of an ID, by docker's rules.
+
+        Raises:
+            NotFoundError: no such image.
+            ConflictError: an ID with names in several repositories, without `force`.
+        """
+
+        def work(connection: Connection) -> removal.Removal:
+            at = now_us()
+            plan = removal.plan(connection, argument, force=force)
+            happened = []
+            for record in plan.records:
+                images.remove(connection, record.name)
+                if not record.is_dangling:
+                    happened.append(events.NewEvent("untag", str(plan.target), record.name))
+            if plan.deletes:
+                happened.append(events.NewEvent("delete", str(plan.target)))
+            events.record(connection, happened, at)
+            return plan
+
+        return self._write(work, changes=lambda plan: {record.name for record in plan.records})
+
+    # -- transactions ------------------------------------------------------------------------
+
+    def _ask(
+        self, question: Callable[[Connection, Collection[Digest]], _T]
+    ) -> Callable[[Collection[Digest]], _T]:
+        def ask(digests: Collection[Digest]) -> _T:
+            with engine.read(self._engine) as connection:
+                return question(connection, digests)
+
+        return ask
+
+    def _damaged(self) -> set[Digest]:
+        with engine.read(self._engine) as connection:
+            return blobs.damaged(connection)
+
+    def _can_write(self) -> bool:
+        return os.access(self.root, os.W_OK) and os.stat(self.root).st_uid == os.geteuid()
+
+    def _check_writable(self) -> None:
+        """Before long work: would writing be refused?"""
+        pair.check_owner(self.root)
+        half = pair.read(self.root)
+        with engine.read(self._engine) as connection:
+            schema.check(connection)
+            self._check_pair(connection, half)
+
+    def _check_pair(self, connection: Connection, half: pair.StoreFile) -> None:
+        pair.check_writable(self.root, half, schema.read_meta(connection))
+
+    def _write(
+        self,
+        work: Callable[[Connection], _T],
+        *,
+        changes: Callable[[_T], Collection[str]] | None = None,
+        raises_generation: bool = True,
+    ) -> _T:
+        """One write transaction of the store, and after it the store's half and mirror.
+
+        Args:
+            work: runs inside, maybe more than once.
+            changes: names that the result changed, for the mirror.
+            raises_generation: whether blobs or names may have been added.
+        """
+        pair.check_owner(self.root)
+        half = pair.read(self.root)
+
+        def transaction(connection: Connection) -> tuple[_T, int | None]:
+            self._check_pair(connection, half)
+            result = work(connection)
+            return result, schema.bump_generation(connection) if raises_generation else None
+
+        result, generation = engine.run_write(self._engine, transaction)
+        if generation is not None:
+            self._after_commit(generation, changes(result) if changes else ())
+        return result
+
+    def _after_commit(self, generation: int, changed: Collection[str]) -> None:
+        """The commit stands whatever happens here; what is missed is written with the next change."""
+        try:
+            with pair.index_lock(self.root):
+                if changed:
+                    self._mirror(changed, generation)
+                pair.advance(self.root, generation, durable=self._durable)
+        except (OSError, ImgdbError) as error:
+            _log.warning("the mirror of names in %s was not written: %s", self.root, error)
+
+    def _mirror(self, changed: Collection[str], generation: int) -> None:
+        with engine.read(self._engine) as connection:
+            few = images.count(connection) <= mirror.LIMIT
+            if few:
+                records = images.listing(connection)
+            else:
+                found = images.by_names(connection, changed)
+        if few:
+            mirror.write_index(self.root, records, durable=self._durable)
+        else:
+            lines = {name: found.get(name) for name in changed}
+            mirror.append(self.root, lines, generation, durable=self._durable)
+
+
+def _create(root: str, db: str | None, *, durable: bool) -> None:
+    """Make a store and its database; safe when two processes do it at once."""
+    DiskBlobStore.create(root, durable=durable)
+    with pair.index_lock(root):
+        if pair.exists(root):
+            return
+        half = pair.new_store(db)
+        database = _engine(root, db, create=True)
+        try:
+            store_id = engine.run_write(database, lambda connection: _set_up(connection, root, half.store_id))
+        finally:
+            database.dispose()
+        mirror.write_layout(root, durable=durable)
+        mirror.write_index(root, [], durable=durable)
+        pair.write(root, replace(half, store_id=store_id), durable=durable)
+
+
+def _set_up(connection: Connection, root: str, store_id: str) -> str:
+    """Tables and meta row; a database that was made before a crash keeps its id."""
+    if schema.current(connection) is None:
+        pair.check_new(root)
+        schema.upgrade(connection)
+        schema.create_meta(connection, store_id)
+    return schema.read_meta(connection).store_id
+
+
+def _engine(root: str, db: str | None, *, create: bool = False) -> Engine:
+    if db is not None:
+        return engine.engine_for(db if "://" in db else f"sqlite:///{os.path.abspath(db)}")
+    path = os.path.join(root, "imgdb.db")
+    if not create and not os.access(root, os.W_OK):
+        return engine.read_only_engine(path)
+    return engine.own_engine(path, create=create)
+
+
+def _names_touched(loaded: Collection[LoadedImage]) -> set[str]:
+    names = {image.name for image in loaded if image.name}
+    names |= {dangling_name(image.digest) for image in loaded}
+    return names | {dangling_name(image.previous) for image in loaded if image.previous}
+
+
+def _blob_info(row: blobs.BlobRow, refcount: int, flat_refcount: int) -> BlobInfo:
+    return BlobInfo(
+        digest=row.digest,
+        size=row.size,
+        kind=row.kind,
+        media_type=row.media_type,
+        present=row.present,
+        damaged=row.damaged_at is not None,
+        refcount=refcount,
+        flat_refcount=flat_refcount,
+        created_at=row.created_at,
+        verified_at=row.verified_at,
+    )
+
+
+def _as_path(out: str | BinaryIO) -> str:
+    if not isinstance(out, str):
+        raise RefusedError("oci-dir needs the name of a directory (-o DIR), not a stream")
+    return out

@@ -1,0 +1,1 @@
+"""Tests of imgdb; tests/tools holds what they borrow from other projects."""

@@ -1,0 +1,1 @@
+"""Other projects' tools as test oracles: private daemons, one-shot commands, sample archives."""
