@@ -49,14 +49,20 @@ def append(
         )
         for name, record in sorted(changes.items())
     ]
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(os.path.join(root, _LOG), flags, 0o600)
     try:
-        write_all(fd, b"".join(line + b"\n" for line in lines))
+        write_all(fd, _line_break(fd) + b"".join(line + b"\n" for line in lines))
         if durable:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _line_break(fd: int) -> bytes:
+    """What ends a line that a killed append left torn, so that it spoils no other."""
+    size = os.fstat(fd).st_size
+    return b"\n" if size and os.pread(fd, 1, size - 1) != b"\n" else b""
 
 
 def write_layout(root: str, *, durable: bool = True) -> None:

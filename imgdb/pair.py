@@ -8,6 +8,7 @@ Source: design §4.10.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -16,7 +17,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from imgdb.content.disk import write_durably
+from imgdb.content.disk import DiskBlobStore, write_durably
 from imgdb.content.holds import locked
 from imgdb.errors import DataLossError, ImgdbError, NotFoundError, RefusedError
 
@@ -68,7 +69,7 @@ def read(root: str) -> StoreFile:
             str(value["store_id"]), int(value["format"]), int(value["generation"]), value.get("database")
         )
     except FileNotFoundError:
-        raise NotFoundError(f"there is no store in {root} yet; imgdb import makes one") from None
+        raise NotFoundError(_absent(root)) from None
     except PermissionError:
         raise RefusedError(
             f"the store in {root} belongs to {owner(root)}; use sudo -u {owner(root)}"
@@ -151,6 +152,16 @@ def check_new(root: str) -> None:
     Raises:
         RefusedError: ``blobs/`` is filled; the first garbage collection would empty it.
     """
-    blobs = os.path.join(root, "blobs")
-    if any(os.listdir(os.path.join(blobs, algorithm)) for algorithm in os.listdir(blobs)):
-        raise RefusedError(f"{blobs} is filled, but there is no database for it; {_WAY_OUT}")
+    if _has_blobs(root):
+        raise RefusedError(f"{root}/blobs is filled, but there is no database for it; {_WAY_OUT}")
+
+
+def _has_blobs(root: str) -> bool:
+    return next(DiskBlobStore(root).walk(), None) is not None
+
+
+def _absent(root: str) -> str:
+    with contextlib.suppress(OSError):
+        if _has_blobs(root):
+            return f"{root} has blobs but no {_NAME}; {_WAY_OUT}"
+    return f"there is no store in {root} yet; imgdb import makes one"

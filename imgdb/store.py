@@ -580,6 +580,32 @@ class ImageStore:
             mirror.append(self.root, lines, generation, durable=self._durable)
 
 
+def upgrade_database(path: str | None = None, db: str | None = None) -> tuple[str | None, str]:
+    """Bring the database of a store to this imgdb's schema.
+
+    Args:
+        path: the store's directory; None for the default one.
+        db: path or URL of its database, when the store does not remember it.
+
+    Returns:
+        The revisions before and after.
+
+    Raises:
+        NotFoundError: there is no store.
+        SchemaError: the database is newer than this imgdb.
+    """
+    root = os.path.abspath(path or default_root())
+    pair.check_owner(root)
+    database = _engine(root, db or pair.read(root).database)
+    try:
+        with engine.read(database) as connection:
+            before = schema.current(connection)
+        engine.run_write(database, schema.upgrade)
+    finally:
+        database.dispose()
+    return before, schema.HEAD
+
+
 def _create(root: str, db: str | None, *, durable: bool) -> None:
     """Make a store and its database; safe when two processes do it at once."""
     DiskBlobStore.create(root, durable=durable)

@@ -218,7 +218,7 @@ def write_archive(out: BinaryIO, name: str, images: Sequence[Image], *, docker: 
     """Write the images as one OCI archive named `name`; returns what the name points at.
 
     One image stands for itself, several stand under an index. With `docker`, the archive is also a
-    docker archive (manifest.json) of the host's image, which is what Docker before 25 reads.
+    docker archive (manifest.json) of the host's image, which is all that Docker's graph store reads.
     """
     top = images[0].manifest if len(images) == 1 else make_index(images)
     blobs = {blob.path: blob for image in images for blob in image.blobs} | {top.path: top}
@@ -388,7 +388,7 @@ def main() -> int:
         metavar="PLATFORM=FILE",
         help="a static busybox for linux/amd64 or linux/arm64; default: the one on PATH",
     )
-    parser.add_argument("--docker", action="store_true", help="add a manifest.json for Docker before 25")
+    parser.add_argument("--docker", action="store_true", help="add a manifest.json for docker load")
     args = parser.parse_args()
     binaries = dict(item.split("=", 1) for item in args.binary) if args.binary else None
     for where, path in (binaries or {}).items():

@@ -18,7 +18,7 @@ from tests.tools.sample import ROOT, make_sample_image
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-DAEMONS = ("dockerd_graph", "dockerd_containerd", "containerd", "podman")
+DAEMONS = ("dockerd_graph", "dockerd_graph_new", "dockerd_containerd", "containerd", "podman")
 TOOLS = ("skopeo", "umoci", "oci_image_tool")
 
 
@@ -80,9 +80,21 @@ def dockerd_graph():
 
 
 @pytest.fixture(scope="session")
+def dockerd_graph_new():
+    """The same from $IMGDB_DOCKER_TREE: a newer one, whose `save` writes an OCI layout too."""
+    tree = daemons.docker_tree()
+    if tree is None:
+        pytest.skip("no tree with a newer Docker (scripts/test --deep makes one)")
+    yield from engine(lambda: daemons.Docker.start("graph", tree))
+
+
+@pytest.fixture(scope="session")
 def dockerd_containerd():
-    """A private dockerd with the containerd snapshotter: `daemons.Docker`; Docker 24 or later."""
-    yield from engine(lambda: daemons.Docker.start("containerd"))
+    """A private dockerd with the containerd snapshotter: `daemons.Docker`; Docker 24 or later.
+
+    Debian 12's is older, so a newer one from $IMGDB_DOCKER_TREE comes first where that was made.
+    """
+    yield from engine(lambda: daemons.Docker.start("containerd", daemons.docker_tree()))
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +146,7 @@ def sample_image(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sample_docker_image(tmp_path_factory):
-    """The same archive with a manifest.json beside its index.json, for engines that know no OCI layout."""
+    """The same archive with a manifest.json beside its index.json, for graph stores, which read that."""
     path = tmp_path_factory.mktemp("sample") / "sample.docker.tar"
     make_sample_image.make_sample(path, docker=True)
     return path

@@ -67,7 +67,7 @@ def newest_other():
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", out, ROOT, cwd=out)
     (path,) = out.glob("imgdb-*.whl")
     return path
 

@@ -157,4 +157,6 @@ def _pax_time(value: bytes) -> int:
         number = float(value[:64])
     except ValueError:
         return 0
-    return 0 if math.isnan(number) else nanoseconds(int(max(-_FOREVER, min(_FOREVER, number))), 0)
+    if math.isnan(number):
+        return 0
+    return nanoseconds(0, int(max(-_FOREVER, min(_FOREVER, number)) * _NANOSECOND))

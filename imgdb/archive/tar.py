@@ -127,6 +127,7 @@ class TarReader:
         Raises:
             BadArchiveError: the archive ends within the body.
         """
+        self._check()
         data = bytearray(min(size, self._left))
         view, filled = memoryview(data), 0
         while filled < len(data):

@@ -16,10 +16,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import secrets
 import stat
 import sys
+import weakref
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from blake3 import blake3
@@ -49,6 +51,8 @@ SYNCFS_FROM = 8
 
 _DIRECTORIES = ("blobs", "ingest", "holds", "trash", "quarantine")
 
+_open_ingests: weakref.WeakSet[DiskIngest] = weakref.WeakSet()
+
 
 class DiskBlobStore:
     """Blobs in a directory; see `imgdb.content.store.BlobStore` for the contract.
@@ -70,6 +74,9 @@ class DiskBlobStore:
             make_private_directory(os.path.join(root, name))
         if durable:
             sync_directory(root)
+            # Its own name lies in its parent; one that we can't read we haven't written either.
+            with contextlib.suppress(PermissionError):
+                sync_directory(os.path.dirname(os.path.abspath(root)))
         return cls(root, durable=durable)
 
     @property
@@ -105,11 +112,9 @@ class DiskBlobStore:
         Raises:
             NotFoundError: it is not here.
         """
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            fd = os.open(self.path(digest), flags)
-        except FileNotFoundError:
-            raise NotFoundError(f"blob {digest} is not in {self.root}") from None
+        fd = _open_regular(self.path(digest))
+        if fd is None:
+            raise NotFoundError(f"blob {digest} is not in {self.root}")
         return open(fd, "rb", buffering=0)
 
     def blake3(self, digest: Digest) -> str:
@@ -133,24 +138,27 @@ class DiskBlobStore:
         try:
             if self.durable:
                 ingest.sync(staged)
-            algorithms = {blob.digest.algorithm for blob in staged}
-            for algorithm in algorithms:
-                self._algorithm_directory(algorithm)
+            for algorithm in {blob.digest.algorithm for blob in staged}:
+                make_private_directory(os.path.join(self.root, "blobs", algorithm))
             for blob in staged:
                 self._place(ingest, blob, replace=blob.digest in replace)
             if self.durable:
-                for algorithm in algorithms:
-                    sync_directory(os.path.join(self.root, "blobs", algorithm))
+                self._sync_names()
         except OSError:
             for blob in staged:
                 ingest.discard(blob)
             raise
         return {blob.digest: self._stat_placed(blob.digest) for blob in staged}
 
-    def _algorithm_directory(self, algorithm: str) -> None:
-        made = make_private_directory(os.path.join(self.root, "blobs", algorithm))
-        if made and self.durable:
-            sync_directory(os.path.join(self.root, "blobs"))
+    def _sync_names(self) -> None:
+        """Of all blobs: those found here may be another import's, renamed and not yet synced."""
+        for path in self._algorithm_directories():
+            sync_directory(path)
+        sync_directory(os.path.join(self.root, "blobs"))
+
+    def _algorithm_directories(self) -> list[str]:
+        with os.scandir(os.path.join(self.root, "blobs")) as entries:
+            return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
 
     def _place(self, ingest: DiskIngest, blob: Staged, *, replace: bool) -> None:
         there = self.stat(blob.digest)
@@ -167,11 +175,10 @@ class DiskBlobStore:
 
     def walk(self) -> Iterator[tuple[Digest, BlobStat]]:
         """Every blob file; names that are no digests are skipped."""
-        blobs = os.path.join(self.root, "blobs")
-        for algorithm in sorted(os.listdir(blobs)):
-            for name in sorted(os.listdir(os.path.join(blobs, algorithm))):
+        for directory in self._algorithm_directories():
+            for name in sorted(os.listdir(directory)):
                 with contextlib.suppress(InvalidArgumentError):
-                    digest = Digest.parse(f"{algorithm}:{name}")
+                    digest = Digest.parse(f"{os.path.basename(directory)}:{name}")
                     status = self.stat(digest)
                     if status is not None:
                         yield digest, status
@@ -191,7 +198,6 @@ class DiskBlobStore:
     ) -> dict[Digest, int]:
         freed: dict[Digest, int] = {}
         trash = os.path.join(self.root, "trash")
-        moved = []
         with locked(self.gc_lock, fcntl.LOCK_EX):
             held, _ = live_digests(os.path.join(self.root, "holds"), reap=False)
             # Holds first, rows second: a commit followed by the end of its hold can't fall between.
@@ -200,11 +206,9 @@ class DiskBlobStore:
                 status = self.stat(digest)
                 if digest in needed or status is None:
                     continue
-                moved.append(os.path.join(trash, secrets.token_hex(8)))
-                os.rename(self.path(digest), moved[-1])
+                os.rename(self.path(digest), os.path.join(trash, secrets.token_hex(8)))
                 freed[digest] = status.size
-        for path in moved:
-            os.unlink(path)
+        _empty(trash)
         return freed
 
 
@@ -214,7 +218,8 @@ class DiskIngest:
     def __init__(self, parent: str) -> None:
         _remove_dead(parent)
         self._directory, self._fd = _locked_directory(parent)
-        self._count = 0
+        self._tokens = itertools.count(1)  # threads may share an ingest
+        _open_ingests.add(self)
 
     def path(self, staged: Staged) -> str:
         """Where staged bytes lie."""
@@ -233,8 +238,7 @@ class DiskIngest:
         if not keep:
             return _pump(source, size, algorithm, "", None, advance)
         self._check_space(size)
-        self._count += 1
-        token = f"{self._count:08x}"
+        token = f"{next(self._tokens):08x}"
         path = os.path.join(self._directory, token)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -282,6 +286,11 @@ class DiskIngest:
         """Remove the directory and everything left in it."""
         if self._fd >= 0:
             _remove_flat(self._directory)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close without removing anything: what a crash does, and what a forked child must do."""
+        if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
@@ -368,9 +377,13 @@ def sync_filesystem(fd: int) -> None:
 
 
 def write_durably(path: str, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
-    """Replace a small file in one step: temporary file beside it, fsync, rename, fsync directory."""
-    temporary = f"{path}.{os.getpid()}.{secrets.token_hex(4)}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """Replace a small file in one step: temporary file beside it, fsync, rename, fsync directory.
+
+    Two writers of one path need a lock: the temporary file has a fixed name, so that what a
+    killed one leaves is overwritten by the next.
+    """
+    temporary = f"{path}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
             write_all(fd, data)
@@ -424,8 +437,8 @@ def _remove_dead(parent: str) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove_flat(path)
-        except BlockingIOError:
-            pass
+        except (BlockingIOError, FileNotFoundError):
+            pass  # it is alive; or its owner, or another cleaner, removed it meanwhile
         finally:
             os.close(fd)
 
@@ -435,6 +448,40 @@ def _remove_flat(path: str) -> None:
     for name in os.listdir(path):
         os.unlink(os.path.join(path, name))
     os.rmdir(path)
+
+
+def _empty(trash: str) -> None:
+    """Unlink what was swept, also what a killed sweep left; others may be doing the same."""
+    with os.scandir(trash) as entries:
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.path)
+
+
+def _open_regular(path: str) -> int | None:
+    """A descriptor for reading; None where there is no regular file."""
+    # Not blocking, for a FIFO would wait for a writer.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _close_in_child() -> None:
+    """An ingest lives as long as its lock, which a forked child would share."""
+    for ingest in list(_open_ingests):
+        ingest.abandon()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 if sys.platform != "linux":  # pragma: no cover

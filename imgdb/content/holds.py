@@ -43,7 +43,11 @@ def locked(path: str, mode: int, *, deadline_s: float = LOCK_DEADLINE_S) -> Iter
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         _flock(fd, mode, path, deadline_s)
-        yield
+        try:
+            yield
+        finally:
+            # Closing is not enough: a child forked meanwhile has the descriptor, and with it the lock.
+            fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)
 
@@ -91,7 +95,8 @@ class FileHold:
             return
         if self._fd < 0:
             raise FailedPreconditionError("this hold was released")
-        lines = "".join(f"{digest}\n" for digest in new).encode()
+        # Begins a new line: an append that failed half-way would swallow the first digest.
+        lines = "".join(f"\n{digest}" for digest in new).encode() + b"\n"
         with locked(self._gc_lock, fcntl.LOCK_SH):
             _write_all(self._fd, lines)
         self._digests.update(new)

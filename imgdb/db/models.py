@@ -133,7 +133,7 @@ class Blob(Base):
 
 
 class DocumentText(Base):
-    """Raw JSON text of a manifest, index or config of up to 4 MiB."""
+    """Raw text of a manifest, index or config of up to 4 MiB; it parsed as JSON, which views need."""
 
     __tablename__ = "imgdb_documents"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from imgdb.db.view import BYTES, View, flag, inside, json, moment, number, text
 
 _DIGEST = "sha256:4b825dc6…"
-_ATTESTATION = """json_extract({edge}.annotations, '$."vnd.docker.reference.type"') IS NOT NULL"""
+_ATTESTATION = "EXISTS (SELECT 1 FROM json_each({edge}.annotations) WHERE key = 'vnd.docker.reference.type')"
 _FOREIGN = "(instr({edge}.media_type, '.foreign.') OR instr({edge}.media_type, '.nondistributable.'))"
 
 # CROSS JOIN fixes the order: from the few that were reached to their edges, by index.

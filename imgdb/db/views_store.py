@@ -1,5 +1,7 @@
 """Views of what the store keeps and why: blobs, garbage, space, leases and the past of names."""
 
+# ruff: noqa: S608 - the SQL is put together from constants of this module
+
 from __future__ import annotations
 
 from imgdb.db.triggers import NOW
@@ -43,7 +45,7 @@ GARBAGE = View(
         "size": number("g.size", "of its file or files; NULL when unknown", "1024", BYTES),
         "created": moment("g.created_at", "when the store first heard of it"),
     },
-    "FROM (SELECT 'content' AS type, b.digest AS key, b.kind AS kind, b.size AS size, b.created_at AS created_at"
+    "FROM (SELECT 'content' AS type, b.digest AS key, b.kind, b.size, b.created_at"
     " FROM imgdb_blobs AS b WHERE b.present <> 0"
     f" AND b.refcount + b.flat_refcount = {_EXPIRED.format(type='content', key='b.digest')}"
     " UNION ALL SELECT 'snapshots', s.key, s.kind, s.usage_bytes, s.created_at"

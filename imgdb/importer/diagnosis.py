@@ -47,6 +47,13 @@ def explain(contents: Contents) -> ImgdbError:
 
 
 def is_dir_transport(contents: Contents) -> bool:
-    """Whether this is a directory of skopeo's ``dir:`` transport."""
+    """Whether this is a directory of skopeo's ``dir:`` transport.
+
+    Its manifest.json is the image's own manifest, where docker's is a list of images; old ones
+    have no version file.
+    """
     version = contents.files.get("version")
-    return version is not None and version.head.startswith(b"Directory Transport Version")
+    if version is not None and version.head.startswith(b"Directory Transport Version"):
+        return True
+    raw = contents.documents.get("manifest.json", b"")
+    return raw.lstrip().startswith(b"{") and b'"schemaVersion"' in raw

@@ -183,7 +183,8 @@ class _Selection:
         missing = [digest for leaf in found for digest in self._graph.missing(leaf.digest)]
         if missing:
             raise NotFoundError(
-                f"requested platform(s) ([{platform}]) found in {label}, but some content is missing: {missing[0]}"
+                f"requested platform(s) ([{platform}]) found in {label}, "
+                f"but some content is missing: {missing[0]}"
             )
 
 

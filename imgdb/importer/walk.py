@@ -11,9 +11,10 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+from imgdb.archive.compression import Compression, sniff
 from imgdb.archive.reader import open_source
 from imgdb.db.blobs import BlobRow
-from imgdb.errors import BadArchiveError
+from imgdb.errors import BadArchiveError, NoImageError
 from imgdb.importer import graph as graphs
 from imgdb.importer.intake import Contents, take_in
 from imgdb.importer.layout import Layout, read_layout
@@ -91,6 +92,7 @@ def stage(
         NoImageError, BadArchiveError, NotFoundError, InvalidArgumentError: see the planning steps.
         ImgdbError: no space, or the input can't be read.
     """
+    label = source if isinstance(source, str) else "standard input"
     hold = store.hold()
     try:
         with store.ingest() as ingest:
@@ -99,11 +101,13 @@ def stage(
             layout = read_layout(contents, lambda staged: _read(ingest, store, staged))
             found = _ArchiveAndStore(contents, layout, ingest, hold, store, rows)
             graph = graphs.build([top.target for top in layout.tops], found)
+            _check_plain_layers(graph, found)
             plan = make_plan(layout, graph, options, in_store=found.rows_seen)
-            label = source if isinstance(source, str) else "-"
             return _put(plan, label, found, damaged, now=now, dry_run=dry_run, reporter=reporter)
-    except BaseException:
+    except BaseException as error:
         hold.release()
+        if isinstance(error, NoImageError | BadArchiveError):
+            raise type(error)(f"{label}: {error}") from None
         raise
 
 
@@ -129,6 +133,25 @@ def _take_in(
                 dry_run=dry_run,
                 reporter=reporter,
             )
+
+
+def _check_plain_layers(graph: graphs.Graph, found: _ArchiveAndStore) -> None:
+    """A layer that is not compressed has its digest for its diff ID: a wrong config is seen for free."""
+    for digest, node in graph.nodes.items():
+        config = graph.config_of(node.document) if node.document else None
+        if node.document is None or config is None or len(config.diff_ids) != len(node.document.layers):
+            continue
+        for layer, diff_id in zip(node.document.layers, config.diff_ids, strict=True):
+            body = found.body(layer.digest)
+            plain = (
+                body is not None and spec.is_layer(layer.media_type) and sniff(body.head) is Compression.NONE
+            )
+            encrypted = layer.media_type.endswith("encrypted")
+            comparable = layer.digest.algorithm == diff_id.algorithm
+            if plain and comparable and not encrypted and layer.digest != diff_id:
+                raise BadArchiveError(
+                    f"layer {layer.digest} of {digest} is not what its config says: {diff_id}"
+                )
 
 
 def _put(

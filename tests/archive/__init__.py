@@ -1,0 +1,1 @@
+"""Tests of the tar and compression readers and writers."""

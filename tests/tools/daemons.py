@@ -43,6 +43,7 @@ PACKAGES = {
     "skopeo": "skopeo",
     "umoci": "umoci",
     "unshare": "util-linux",
+    "xz": "xz-utils",
 }
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 FIRST_WITH_CONTAINERD_STORE = 24  # earlier ones have it as an experiment, or not at all
@@ -154,17 +155,33 @@ def oci_image_tool() -> Tool:
     return Tool("oci-image-tool")
 
 
-class Service:
-    """A daemon in its own namespaces, with its log in a file."""
+# An empty /run hides the sockets of the machine's own engines, which daemons would join.
+HERE = 'shift 2; mount -t tmpfs tmpfs /run && exec "$@"'
+# In a tree of another Debian release only the engine's own folder is this machine's.
+IN_TREE = """set -e
+tree=$1 home=$2; shift 2
+mount --bind "$tree" "$tree"
+mount -t proc proc "$tree/proc"
+for dir in sys dev; do mount --rbind "/$dir" "$tree/$dir"; done
+for dir in run tmp; do mount -t tmpfs tmpfs "$tree/$dir"; done
+mkdir -p "$tree$home"
+mount --bind "$home" "$tree$home"
+exec chroot "$tree" "$@"
+"""
 
-    def __init__(self, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+
+class Service:
+    """A daemon in its own namespaces, with its log in a file; with `tree`, in that root file system."""
+
+    def __init__(
+        self, argv: Sequence[str], log: Path, env: Mapping[str, str], tree: Path | None = None
+    ) -> None:
         self.log = log
-        # An empty /run hides the sockets of the machine's own engines, which daemons would join.
-        inside = 'mount -t tmpfs tmpfs /run && exec "$@"'
+        inside = ("sh", "-c", IN_TREE if tree else HERE, "sh", str(tree), str(log.parent))
         namespaces = ("--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child")
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [find("unshare"), *namespaces, "sh", "-c", inside, "sh", *argv],
+                [find("unshare"), *namespaces, *inside, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -343,18 +360,25 @@ class DockerLike(Engine):
 
 
 class Docker(DockerLike):
-    """A private dockerd, with its graph store or with the containerd snapshotter."""
+    """A private dockerd, with its graph store or with the containerd snapshotter.
+
+    `tree` is the root file system of another Debian release whose dockerd is run; the client is always
+    this machine's.
+    """
 
     name = "docker"
 
-    def __init__(self, store: str = "graph") -> None:
-        self.daemon, self.path = find("dockerd"), find("docker")
-        self.store = store
-        found = re.search(r"(\d+)\.(\d+)", run([self.daemon, "--version"]).stdout)
+    def __init__(self, store: str = "graph", tree: Path | None = None) -> None:
+        self.path = find("docker")
+        self.daemon = "/usr/sbin/dockerd" if tree else find("dockerd")
+        self.store, self.tree = store, tree
+        asked = [find("chroot"), str(tree), self.daemon] if tree else [self.daemon]
+        found = re.search(r"(\d+)\.\d+", run([*asked, "--version"]).stdout)
         self.major = int(found[1]) if found else 0
         if store == "containerd" and self.major < FIRST_WITH_CONTAINERD_STORE:
             raise NotOfferedError(
-                f"Docker {found and found[0]} has only the graph store (containerd's: 24 on)"
+                f"Docker {self.major} has only the graph store, containerd's came with 24: "
+                "scripts/test --deep makes a Debian tree with a newer one"
             )
         super().__init__()
         self.socket = self.home / "d.sock"
@@ -380,7 +404,7 @@ class Docker(DockerLike):
         if self.store == "graph":
             flags["--storage-driver"] = "overlay2" if overlay_works() else "vfs"
         argv = [self.daemon, *(f"{flag}={value}" for flag, value in flags.items())]
-        self.service = Service(argv, self.home / "dockerd.log", self.env)
+        self.service = Service(argv, self.home / "dockerd.log", self.env, self.tree)
         self.service.wait(lambda: self.command("version", check=False).returncode == 0)
 
     def client(self) -> list[str]:
@@ -388,6 +412,13 @@ class Docker(DockerLike):
 
     def version(self) -> str:
         return self.command("version", "--format", "{{.Server.Version}}").stdout.strip()
+
+
+def docker_tree() -> Path | None:
+    """A root file system with a newer dockerd, where scripts/test --deep made one."""
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    tree = Path(os.environ.get("IMGDB_DOCKER_TREE", os.path.join(cache, "imgdb", "docker-tree")))
+    return tree if (tree / "usr/sbin/dockerd").exists() else None
 
 
 class Podman(DockerLike):

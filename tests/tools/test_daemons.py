@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import absent
 from tests.tools import daemons
 from tests.tools.sample import make_sample_image as sample
 
@@ -73,6 +75,11 @@ def check_docker_like(engine, archive, truth, tmp_path):
 
 def test_docker_graph_store(dockerd_graph, sample_docker_image, truth, tmp_path):
     check_docker_like(dockerd_graph, sample_docker_image, truth, tmp_path)
+
+
+def test_newer_docker_graph_store(dockerd_graph_new, sample_docker_image, truth, tmp_path):
+    check_docker_like(dockerd_graph_new, sample_docker_image, truth, tmp_path)
+    assert member(tmp_path / "saved.tar", "oci-layout") == {"imageLayoutVersion": "1.0.0"}
 
 
 def test_docker_containerd_store(dockerd_containerd, sample_image, truth):
@@ -145,6 +152,25 @@ def test_oci_image_tool_validates(oci_image_tool, layout, tmp_path):
     broken = shutil.copytree(layout, tmp_path / "broken")
     (broken / "oci-layout").write_text("{}")
     assert oci_image_tool.run(*validate, broken, check=False).returncode != 0
+
+
+def test_a_missing_tool_names_its_package(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(daemons.ToolMissingError, match=r"xz is not installed: apt-get install .* xz-utils"):
+        daemons.find("xz")
+
+
+def test_a_missing_tool_is_a_skip_but_a_failure_for_root_in_ci(monkeypatch):
+    missing, too_old = daemons.ToolMissingError("gone"), daemons.NotOfferedError("too old")
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(pytest.fail.Exception, match="gone"):
+        absent(missing)
+    with pytest.raises(pytest.skip.Exception, match="too old"):
+        absent(too_old)
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="gone"):
+        absent(missing)
 
 
 def test_versions(dockerd_graph, podman, containerd):

@@ -1,0 +1,1 @@
+"""Tests of the database: schema, triggers, views and SQLite itself."""
