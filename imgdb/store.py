@@ -15,23 +15,23 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
-from imgdb import describe, mirror, pair
+from imgdb import describe, mirror, pair, setup
 from imgdb.content.disk import DiskBlobStore
-from imgdb.db import blobs, engine, events, images, leases, removal, schema
-from imgdb.db.sql import chunks, now_us
+from imgdb.db import blobs, engine, events, images, leases, naming, schema
+from imgdb.db.sql import now_us
 from imgdb.errors import ImgdbError, NotFoundError, RefusedError
-from imgdb.exporter.plan import ExportedImage, ExportOptions, make_plan
-from imgdb.exporter.walk import all_images, artifact_types, read_tree, resolve_arguments
+from imgdb.exporter.plan import ExportOptions, make_plan
+from imgdb.exporter.walk import artifact_types, choose, lease_targets, read_tree
 from imgdb.exporter.write import BlobDamageError, Verifier, open_sink, write_archive, write_directory
 from imgdb.importer import rows, walk
+from imgdb.importer.commit import commit
 from imgdb.importer.plan import ImportOptions
 from imgdb.oci.platform import preference_key
-from imgdb.oci.reference import check_taggable, dangling_name, parse_normalized
+from imgdb.oci.reference import parse_normalized
 from imgdb.progress import SILENT
+from imgdb.results import BlobInfo, ExportResult, LoadResult, StoreInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -40,10 +40,9 @@ if TYPE_CHECKING:
 
     from imgdb.db.events import EventRecord
     from imgdb.db.images import ImageRecord
+    from imgdb.db.naming import Removal, Tagging
     from imgdb.describe import HistoryEntry, ImageSummary
     from imgdb.exporter.plan import ExportPlan, Requested
-    from imgdb.importer.rows import LoadedImage
-    from imgdb.importer.walk import StagedImport
     from imgdb.oci.digest import Digest
     from imgdb.oci.platform import Platform
     from imgdb.progress import Reporter
@@ -52,76 +51,6 @@ _T = TypeVar("_T")
 
 logging.getLogger("imgdb").addHandler(logging.NullHandler())
 _log = logging.getLogger("imgdb")
-
-# Rows of one write transaction: a second's worth at most, so that others get their turn.
-BATCH = 4000
-LEASE_US = 24 * 3600 * 1_000_000
-USED_COARSE_US = 3600 * 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class LoadResult:
-    """What an import did, or would do.
-
-    Attributes:
-        images: in the archive's order.
-        new_blobs, new_bytes: what the store did not have.
-        warnings: sentences for the user.
-    """
-
-    images: tuple[LoadedImage, ...]
-    new_blobs: int
-    new_bytes: int
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ExportResult:
-    """What an export wrote: images in the order asked for, blobs and their bytes."""
-
-    images: tuple[ExportedImage, ...]
-    blobs: int
-    blob_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlobInfo:
-    """A blob's row; counters as the triggers keep them, `size` in bytes."""
-
-    digest: Digest
-    size: int
-    kind: str
-    media_type: str
-    present: bool
-    damaged: bool
-    refcount: int
-    flat_refcount: int
-    created_at: int
-    verified_at: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoreInfo:
-    """Facts about a store, for people and bug reports."""
-
-    root: str
-    database: str
-    store_id: str
-    generation: int
-    schema: str
-    images: int
-    blobs: int
-    blob_bytes: int
-
-
-def default_root() -> str:
-    """``$IMGDB_STORE``, else /var/lib/imgdb for root, else the user's data directory."""
-    if root := os.environ.get("IMGDB_STORE"):
-        return root
-    if os.geteuid() == 0:
-        return "/var/lib/imgdb"
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return os.path.join(data, "imgdb")
 
 
 class ImageStore:
@@ -146,7 +75,7 @@ class ImageStore:
         """Open a store.
 
         Args:
-            path: its directory; None for the default one (`default_root`).
+            path: its directory; None for the default one (`imgdb.setup.default_root`).
             db: path or URL of its database, once; the store remembers it.
             create: make the store when there is none.
             durable: False skips syncing to disk; for tests.
@@ -156,11 +85,11 @@ class ImageStore:
             RefusedError: it is another user's, or of a newer format.
             SchemaError: the database needs an upgrade, or a newer imgdb.
         """
-        root = os.path.abspath(os.fspath(path) if path is not None else default_root())
+        root = os.path.abspath(os.fspath(path) if path is not None else setup.default_root())
         if create and not pair.exists(root):
-            _create(root, db, durable=durable)
+            setup.create(root, db, durable=durable)
         half = pair.read(root)
-        database = _engine(root, db or half.database)
+        database = setup.connect(root, db or half.database)
         try:
             with engine.read(database) as connection:
                 schema.check(connection, writing=False)
@@ -224,49 +153,13 @@ class ImageStore:
                 with engine.read(self._engine) as connection:
                     loaded = rows.compare(connection, staged.plan.images)
             else:
-                loaded = self._commit_import(staged, options)
+                loaded = commit(self._write, staged, replace=options.replace)
         except BaseException:
             staged.release()
             self._blobs.sweep(staged.placed, self._ask(blobs.known))
             raise
         staged.release()
         return LoadResult(tuple(loaded), len(staged.new), staged.new_bytes, staged.plan.warnings)
-
-    def _commit_import(self, staged: StagedImport, options: ImportOptions) -> list[LoadedImage]:
-        """One transaction; for large imports several under a lease, the names in the last one."""
-        batches = list(chunks(staged.plan.kept, BATCH))
-        lease = leases.random_id() if len(batches) > 1 else None
-        if lease is not None:
-            self._commit_batches(staged, batches, lease)
-
-        def work(connection: Connection) -> tuple[list[LoadedImage], set[str]]:
-            at = now_us()
-            if lease is None:
-                for batch in batches:
-                    rows.write_blobs(connection, staged, batch)
-                    rows.write_edges(connection, staged, batch)
-            loaded = rows.write_names(connection, staged, replace=options.replace, at=at)
-            if lease is not None:
-                leases.remove(connection, lease)
-            return loaded, _names_touched(loaded)
-
-        try:
-            return self._write(work, changes=lambda result: result[1])[0]
-        except BaseException:
-            if lease is not None:
-                self._write(lambda connection: leases.remove(connection, lease))
-            raise
-
-    def _commit_batches(self, staged: StagedImport, batches: Sequence[list[Digest]], lease: str) -> None:
-        def begin(connection: Connection) -> None:
-            at = now_us()
-            leases.create(connection, lease, created_at=at, expires_at=at + LEASE_US)
-            leases.add_content(connection, lease, (str(digest) for digest in staged.plan.kept))
-
-        self._write(begin)
-        for write in (rows.write_blobs, rows.write_edges):
-            for batch in batches:
-                self._write(partial(write, staged=staged, digests=batch))
 
     # -- export ------------------------------------------------------------------------------
 
@@ -315,24 +208,15 @@ class ImageStore:
         self, names: Sequence[str], stack: ExitStack, *, every: bool, target: str | BinaryIO
     ) -> list[Requested]:
         """Resolve and lease in one transaction; on a store that can't be written, only resolve."""
-        lease = leases.random_id()
-
-        def work(connection: Connection) -> list[Requested]:
-            at = now_us()
-            requested = all_images(connection) if every else resolve_arguments(connection, names)
-            leases.create(connection, lease, created_at=at, expires_at=at + LEASE_US)
-            leases.add_content(connection, lease, (str(r.target.digest) for r in requested))
-            label = target if isinstance(target, str) else "-"
-            saves = [events.NewEvent("save", str(r.target.digest), r.name, source=label) for r in requested]
-            events.record(connection, saves, at)
-            used = [r.name or dangling_name(r.target.digest) for r in requested]
-            images.touch(connection, used, at, coarse_us=USED_COARSE_US)
-            return requested
-
         if not self._can_write():
             with engine.read(self._engine) as connection:
-                return all_images(connection) if every else resolve_arguments(connection, names)
-        requested = self._write(work, raises_generation=False)
+                return choose(connection, names, every=every)
+        lease = leases.random_id()
+        label = target if isinstance(target, str) else "-"
+        requested: list[Requested] = self._write(
+            lambda connection: lease_targets(connection, lease, names, every=every, label=label),
+            raises_generation=False,
+        )
         stack.callback(self._drop_lease, lease)
         return requested
 
@@ -456,49 +340,23 @@ class ImageStore:
             NotFoundError: `source` is no image.
         """
         reference = parse_normalized(name)
-        check_taggable(reference)
-        canonical = str(reference.tag_or_latest())
+        tagging: Tagging = self._write(
+            lambda connection: naming.tag(connection, source, reference, at=now_us()),
+            changes=lambda result: result.changed,
+        )
+        return tagging.moved_from
 
-        def work(connection: Connection) -> tuple[ImageRecord | None, set[str]]:
-            at = now_us()
-            target = images.resolve(connection, source)[0].target
-            before = images.get(connection, canonical)
-            moved = before is not None and before.target.digest != target.digest
-            if moved:
-                images.keep_as_dangling(connection, canonical, at=at)
-            if before is None or moved:
-                images.put(connection, canonical, target, at=at)
-            images.drop_useless_dangling(connection, [target.digest])
-            events.record(connection, [events.NewEvent("tag", str(target.digest), canonical)], at)
-            names = {canonical, dangling_name(target.digest)}
-            if before is not None:
-                names.add(dangling_name(before.target.digest))
-            return (before if moved else None), names
-
-        return self._write(work, changes=lambda result: result[1])[0]
-
-    def remove(self, argument: str, *, force: bool = False) -> removal.Removal:
+    def remove(self, argument: str, *, force: bool = False) -> Removal:
         """Remove a name, or all names of an ID, by docker's rules.
 
         Raises:
             NotFoundError: no such image.
             ConflictError: an ID with names in several repositories, without `force`.
         """
-
-        def work(connection: Connection) -> removal.Removal:
-            at = now_us()
-            plan = removal.plan(connection, argument, force=force)
-            happened = []
-            for record in plan.records:
-                images.remove(connection, record.name)
-                if not record.is_dangling:
-                    happened.append(events.NewEvent("untag", str(plan.target), record.name))
-            if plan.deletes:
-                happened.append(events.NewEvent("delete", str(plan.target)))
-            events.record(connection, happened, at)
-            return plan
-
-        return self._write(work, changes=lambda plan: {record.name for record in plan.records})
+        return self._write(
+            lambda connection: naming.remove(connection, argument, force=force, at=now_us()),
+            changes=lambda removal: {record.name for record in removal.records},
+        )
 
     # -- transactions ------------------------------------------------------------------------
 
@@ -578,73 +436,6 @@ class ImageStore:
         else:
             lines = {name: found.get(name) for name in changed}
             mirror.append(self.root, lines, generation, durable=self._durable)
-
-
-def upgrade_database(path: str | None = None, db: str | None = None) -> tuple[str | None, str]:
-    """Bring the database of a store to this imgdb's schema.
-
-    Args:
-        path: the store's directory; None for the default one.
-        db: path or URL of its database, when the store does not remember it.
-
-    Returns:
-        The revisions before and after.
-
-    Raises:
-        NotFoundError: there is no store.
-        SchemaError: the database is newer than this imgdb.
-    """
-    root = os.path.abspath(path or default_root())
-    pair.check_owner(root)
-    database = _engine(root, db or pair.read(root).database)
-    try:
-        with engine.read(database) as connection:
-            before = schema.current(connection)
-        engine.run_write(database, schema.upgrade)
-    finally:
-        database.dispose()
-    return before, schema.HEAD
-
-
-def _create(root: str, db: str | None, *, durable: bool) -> None:
-    """Make a store and its database; safe when two processes do it at once."""
-    DiskBlobStore.create(root, durable=durable)
-    with pair.index_lock(root):
-        if pair.exists(root):
-            return
-        half = pair.new_store(db)
-        database = _engine(root, db, create=True)
-        try:
-            store_id = engine.run_write(database, lambda connection: _set_up(connection, root, half.store_id))
-        finally:
-            database.dispose()
-        mirror.write_layout(root, durable=durable)
-        mirror.write_index(root, [], durable=durable)
-        pair.write(root, replace(half, store_id=store_id), durable=durable)
-
-
-def _set_up(connection: Connection, root: str, store_id: str) -> str:
-    """Tables and meta row; a database that was made before a crash keeps its id."""
-    if schema.current(connection) is None:
-        pair.check_new(root)
-        schema.upgrade(connection)
-        schema.create_meta(connection, store_id)
-    return schema.read_meta(connection).store_id
-
-
-def _engine(root: str, db: str | None, *, create: bool = False) -> Engine:
-    if db is not None:
-        return engine.engine_for(db if "://" in db else f"sqlite:///{os.path.abspath(db)}")
-    path = os.path.join(root, "imgdb.db")
-    if not create and not os.access(root, os.W_OK):
-        return engine.read_only_engine(path)
-    return engine.own_engine(path, create=create)
-
-
-def _names_touched(loaded: Collection[LoadedImage]) -> set[str]:
-    names = {image.name for image in loaded if image.name}
-    names |= {dangling_name(image.digest) for image in loaded}
-    return names | {dangling_name(image.previous) for image in loaded if image.previous}
 
 
 def _blob_info(row: blobs.BlobRow, refcount: int, flat_refcount: int) -> BlobInfo:

@@ -25,7 +25,7 @@ from imgdb.errors import InvalidArgumentError, RefusedError
 
 if TYPE_CHECKING:
     from imgdb.exporter.plan import ExportOptions
-    from imgdb.store import ExportResult, LoadResult
+    from imgdb.results import ExportResult, LoadResult
 
 _PLATFORM_HELP = "Only this platform, os[/arch[/variant]]; repeatable, comma lists."
 

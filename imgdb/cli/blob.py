@@ -13,7 +13,7 @@ from imgdb.cli.output import Column, emit
 from imgdb.cli.printable import human_size, rfc3339
 
 if TYPE_CHECKING:
-    from imgdb.store import BlobInfo
+    from imgdb.results import BlobInfo
 
 
 @click.group()

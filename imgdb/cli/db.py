@@ -24,7 +24,7 @@ def init(settings: Settings) -> None:
 @pass_settings
 def upgrade(settings: Settings) -> None:
     """Bring the schema to this imgdb's revision."""
-    from imgdb.store import upgrade_database  # noqa: PLC0415 - loads SQLAlchemy
+    from imgdb.setup import upgrade_database  # noqa: PLC0415 - loads SQLAlchemy
 
     before, after = upgrade_database(settings.store, settings.db)
     note(f"schema {after}" if before == after else f"schema {before or 'none'} -> {after}", settings)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from imgdb.db import blobs, graph, images
+from imgdb.db import blobs, events, graph, images, leases
+from imgdb.db.sql import now_us
 from imgdb.errors import InvalidArgumentError, NotFoundError
 from imgdb.exporter.plan import Requested
 from imgdb.exporter.tree import Fact, Tree
 from imgdb.oci import spec
-from imgdb.oci.reference import Reference, parse_any
+from imgdb.oci.reference import Reference, dangling_name, parse_any
 from imgdb.oci.spec import Kind, Role
 
 if TYPE_CHECKING:
@@ -26,6 +27,33 @@ if TYPE_CHECKING:
     from imgdb.oci.digest import Digest
     from imgdb.oci.platform import Platform
     from imgdb.oci.spec import Descriptor
+
+
+_LEASE_US = 24 * 3600 * 1_000_000
+_USED_COARSE_US = 3600 * 1_000_000
+
+
+def lease_targets(
+    connection: Connection, lease: str, arguments: Sequence[str], *, every: bool, label: str
+) -> list[Requested]:
+    """Resolve and lease in one transaction, so that nothing is collected in between.
+
+    The counted edges protect what is below the targets. The lease would expire by itself.
+    """
+    at = now_us()
+    requested = choose(connection, arguments, every=every)
+    leases.create(connection, lease, created_at=at, expires_at=at + _LEASE_US)
+    leases.add_content(connection, lease, (str(request.target.digest) for request in requested))
+    saves = [events.NewEvent("save", str(r.target.digest), r.name, source=label) for r in requested]
+    events.record(connection, saves, at)
+    used = [request.name or dangling_name(request.target.digest) for request in requested]
+    images.touch(connection, used, at, coarse_us=_USED_COARSE_US)
+    return requested
+
+
+def choose(connection: Connection, arguments: Sequence[str], *, every: bool) -> list[Requested]:
+    """What to export: everything, or what the arguments mean."""
+    return all_images(connection) if every else resolve_arguments(connection, arguments)
 
 
 def resolve_arguments(connection: Connection, arguments: Iterable[str]) -> list[Requested]:

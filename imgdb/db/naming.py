@@ -1,6 +1,7 @@
-"""Which names an argument removes: docker's rules, without containers.
+"""Tagging and removing names: docker's rules, without containers.
 
-Source: specification §1.5, §8.1; the table there is the test.
+Functions take a connection inside a write transaction and never commit.
+Source: specification §1.5-1.7, §8.1; the table there is the test.
 """
 
 from __future__ import annotations
@@ -8,10 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgdb.db import images
+from imgdb.db import events, images
 from imgdb.errors import ConflictError, InvalidArgumentError, NotFoundError
 from imgdb.oci.digest import Digest
-from imgdb.oci.reference import Reference, parse_any, parse_normalized, short_id_hex
+from imgdb.oci.reference import (
+    Reference,
+    check_taggable,
+    dangling_name,
+    parse_any,
+    parse_normalized,
+    short_id_hex,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +43,62 @@ class Removal:
     deletes: bool
 
 
-def plan(connection: Connection, argument: str, *, force: bool) -> Removal:
+@dataclass(frozen=True, slots=True)
+class Tagging:
+    """What giving a name did.
+
+    Attributes:
+        name: canonical.
+        target: what it points to now.
+        moved_from: the record that it was before, when that pointed elsewhere.
+        changed: names whose records may have changed, for the mirror.
+    """
+
+    name: str
+    target: Digest
+    moved_from: ImageRecord | None
+    changed: frozenset[str]
+
+
+def tag(connection: Connection, source: str, name: Reference, *, at: int) -> Tagging:
+    """Let a name point to an image; the image that had it is kept, as dangling if need be.
+
+    Raises:
+        InvalidArgumentError: `name` may not be given.
+        NotFoundError: `source` is no image.
+    """
+    check_taggable(name)
+    canonical = str(name.tag_or_latest())
+    target = images.resolve(connection, source)[0].target
+    before = images.get(connection, canonical)
+    moved = before is not None and before.target.digest != target.digest
+    if moved:
+        images.keep_as_dangling(connection, canonical, at=at)
+    if before is None or moved:
+        images.put(connection, canonical, target, at=at)
+    images.drop_useless_dangling(connection, [target.digest])
+    events.record(connection, [events.NewEvent("tag", str(target.digest), canonical)], at)
+    changed = {canonical, dangling_name(target.digest)}
+    if before is not None:
+        changed.add(dangling_name(before.target.digest))
+    return Tagging(canonical, target.digest, before if moved else None, frozenset(changed))
+
+
+def remove(connection: Connection, argument: str, *, force: bool, at: int) -> Removal:
+    """Remove what an argument means, and say so in the events; errors as `plan_removal`."""
+    plan = plan_removal(connection, argument, force=force)
+    happened = []
+    for record in plan.records:
+        images.remove(connection, record.name)
+        if not record.is_dangling:
+            happened.append(events.NewEvent("untag", str(plan.target), record.name))
+    if plan.deletes:
+        happened.append(events.NewEvent("delete", str(plan.target)))
+    events.record(connection, happened, at)
+    return plan
+
+
+def plan_removal(connection: Connection, argument: str, *, force: bool) -> Removal:
     """Decide what goes.
 
     Raises:

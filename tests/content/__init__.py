@@ -1,0 +1,1 @@
+"""Tests of blobs on disk: the conformance suite, holds, and what survives kills and failing calls."""

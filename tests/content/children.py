@@ -1,0 +1,65 @@
+"""Child processes that say when they are ready, wait to be told, and can be killed at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+from tests.tools.sample import ROOT
+
+PRELUDE = """
+import io, os, sys
+from imgdb.content.disk import DiskBlobStore
+from imgdb.oci.digest import Digest
+store = DiskBlobStore(sys.argv[1], durable=False)
+def say(*words): print(*words, flush=True)
+def wait(): return sys.stdin.readline().strip()
+"""
+
+
+class Child:
+    """An interpreter that runs a piece of code with a store in `store`, and `say` and `wait`."""
+
+    def __init__(self, code, root):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + code, str(root)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def heard(self):
+        """The next line that it says; waits for it."""
+        line = self.process.stdout.readline()
+        assert line, f"the child ended early: {self.process.wait(timeout=60)}"
+        return line.rstrip("\n")
+
+    def tell(self, line=""):
+        """What its `wait` returns."""
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def kill(self):
+        """SIGKILL, and the proof that it was that which ended it."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        assert self.process.wait(timeout=60) == -signal.SIGKILL
+
+    def end(self):
+        """Let it run to its end, which must be a good one."""
+        assert self.process.wait(timeout=60) == 0
+
+
+@contextmanager
+def child(code, root):
+    """A `Child` that is gone, with its pipes, after the block."""
+    started = Child(code, root)
+    try:
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.process.kill()
+        started.process.communicate(timeout=60)
