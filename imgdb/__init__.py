@@ -1,5 +1,7 @@
 """imgdb: an OCI image store kept in SQLite, with its blobs on disk.
 
+::
+
     from imgdb import ImageStore
 
     with ImageStore.open("/var/lib/imgdb", create=True) as store:

@@ -232,7 +232,7 @@ class ImageStore:
             tree = read_tree(connection, [request.target for request in requested])
             plan = make_plan(requested, tree, options, artifact_types(connection, tree))
             facts = blobs.find(connection, {digest for digest, _ in plan.blobs.values()})
-        return plan, Verifier(self._blobs, facts, options.trust)
+        return plan, Verifier(self._blobs, facts, options.trust, protected=self._can_write())
 
     def _mark_damaged(self, digest: Digest) -> None:
         with suppress(ImgdbError):

@@ -18,6 +18,8 @@ from tests.tools.sample import ROOT, make_sample_image
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytest_plugins = ("tests.store_fixtures",)
+
 DAEMONS = ("dockerd_graph", "dockerd_graph_new", "dockerd_containerd", "containerd", "podman")
 TOOLS = ("skopeo", "umoci", "oci_image_tool")
 

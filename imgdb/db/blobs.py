@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import case, func, select, update
+from sqlalchemy import and_, case, func, not_, or_, select, update
 
 from imgdb.db.models import Blob, DocumentText
 from imgdb.db.sql import chunks, insert_into, table_of
 from imgdb.errors import NotFoundError
 from imgdb.oci.digest import Digest
+from imgdb.oci.spec import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -106,19 +107,21 @@ def put_present(connection: Connection, rows: Collection[BlobRow]) -> None:
     """Say that blobs are here; call only after their files are durable.
 
     What a row already knows stays: a blob's kind and media type are those first seen, but a
-    fresh file (`verified_at` set) brings its own blake3 and ctime and ends damage.
+    fresh file (`verified_at` set) brings its own blake3 and ctime and ends damage, and what was
+    a mere leaf so far becomes a document when it is referred to as one.
     """
     insert = insert_into(connection, Blob)
     new = insert.excluded
     fresh = new.verified_at.is_not(None)
+    # A stub's kind and type are hearsay; those of bytes that are here stay.
+    settled = and_(_blobs.c.present, or_(_is_document(_blobs.c.kind), not_(_is_document(new.kind))))
     statement = insert.on_conflict_do_update(
         index_elements=["digest"],
         set_={
             "present": True,
             "size": new.size,
-            # A stub's kind and type are hearsay; those of bytes that are here stay.
-            "kind": case((_blobs.c.present, _blobs.c.kind), else_=new.kind),
-            "media_type": case((_blobs.c.present, _blobs.c.media_type), else_=new.media_type),
+            "kind": case((settled, _blobs.c.kind), else_=new.kind),
+            "media_type": case((settled, _blobs.c.media_type), else_=new.media_type),
             "created_at": case((_blobs.c.present, _blobs.c.created_at), else_=new.created_at),
             "blake3": func.coalesce(new.blake3, _blobs.c.blake3),
             "ctime_ns": func.coalesce(new.ctime_ns, _blobs.c.ctime_ns),
@@ -127,6 +130,11 @@ def put_present(connection: Connection, rows: Collection[BlobRow]) -> None:
         },
     )
     _execute(connection, statement, rows)
+
+
+def _is_document(kind: Any) -> Any:
+    # No IN: its parameters can't be bound for many rows at once.
+    return or_(kind == Kind.MANIFEST.value, kind == Kind.INDEX.value)
 
 
 def put_stubs(connection: Connection, rows: Collection[BlobRow]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _blobs = table_of(Blob)
 _edges = table_of(DescriptorRow)
+_layers = table_of(Layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +59,21 @@ class ClosureEdge:
 def expand(connection: Connection, expansions: Collection[Expansion], ids: Mapping[Digest, int]) -> None:
     """Record the edges of documents that have none yet, then settle the referrers they touch.
 
+    Where a config came later than its manifest, the layers learn their diff IDs.
+
     Args:
         connection: inside a write transaction.
         expansions: documents that are here.
         ids: row ids of them and of everything that they refer to.
     """
     fresh = _unexpanded(connection, expansions, ids)
+    _fill_in_layers(connection, [item for item in expansions if item not in fresh], ids)
     if not fresh:
         return
     ordered = sorted(fresh, key=lambda item: item.digest)
-    connection.execute(insert_into(connection, DescriptorRow), _edge_values(ordered, ids))
+    edges = _edge_values(ordered, ids)
+    if edges:
+        connection.execute(insert_into(connection, DescriptorRow), edges)
     layers = [values for item in ordered for values in _layer_values(item, ids)]
     if layers:
         connection.execute(insert_into(connection, Layer), layers)
@@ -84,7 +90,22 @@ def _unexpanded(
     for chunk in chunks(ids[item.digest] for item in expansions):
         rows = connection.execute(select(_blobs.c.id).where(_blobs.c.id.in_(chunk), _blobs.c.expanded))
         done.update(rows.scalars())
-    return [item for item in expansions if ids[item.digest] not in done and item.document.edges]
+    return [item for item in expansions if ids[item.digest] not in done]
+
+
+def _fill_in_layers(
+    connection: Connection, expansions: Iterable[Expansion], ids: Mapping[Digest, int]
+) -> None:
+    """Diff IDs of layers that were recorded while the config was absent."""
+    known = {ids[item.digest]: item for item in expansions if item.config is not None}
+    for chunk in chunks(known):
+        lacking = select(_layers.c.manifest_id).where(
+            _layers.c.manifest_id.in_(chunk), _layers.c.diff_id.is_(None)
+        )
+        for manifest in set(connection.execute(lacking).scalars()):
+            for values in _layer_values(known[manifest], ids):
+                row = and_(_layers.c.manifest_id == manifest, _layers.c.position == values["position"])
+                connection.execute(update(_layers).where(row).values(values))
 
 
 def _edge_values(expansions: Iterable[Expansion], ids: Mapping[Digest, int]) -> list[dict[str, Any]]:

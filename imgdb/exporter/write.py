@@ -20,7 +20,7 @@ from imgdb.archive import tarwriter
 from imgdb.archive.compression import open_compressor
 from imgdb.archive.sink import FileSink, PipeSink, StreamSink
 from imgdb.archive.tar import MemberKind
-from imgdb.errors import DataLossError, ImgdbError, NotFoundError, RefusedError
+from imgdb.errors import BusyError, DataLossError, ImgdbError, RefusedError
 from imgdb.oci.digest import new_hasher
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _DIRECTORY_MODE = 0o755
 
 
 class BlobDamageError(DataLossError):
-    """A blob failed its verification while it was exported.
+    """A blob failed its verification while it was exported, or is not there.
 
     Attributes:
         digest: which.
@@ -48,7 +48,7 @@ class BlobDamageError(DataLossError):
 
     def __init__(self, digest: Digest) -> None:
         super().__init__(
-            f"blob {digest} is damaged: its bytes fail their digest; nothing was exported. "
+            f"blob {digest} is damaged: its file is lost or fails its digest; nothing was exported. "
             "Import an archive that has it to heal it"
         )
         self.digest = digest
@@ -61,24 +61,26 @@ class Verifier:
     Attributes:
         rows: what the database remembers.
         trust: believe a file whose ctime is the remembered one without reading it.
+        protected: a lease keeps the blobs; without one a garbage collector may come in between.
     """
 
     store: BlobStore
     rows: Mapping[Digest, BlobRow]
     trust: bool
+    protected: bool
 
     def check(self, digest: Digest) -> None:
         """Read a blob and compare.
 
         Raises:
-            BlobDamageError: other bytes, or another size.
-            NotFoundError: it vanished.
+            BlobDamageError: other bytes, another size, or no file under a lease.
+            BusyError: no file, and no lease: the image was removed meanwhile.
         """
         row = self.rows[digest]
         status = self.store.stat(digest)
-        if status is None:
-            raise NotFoundError(f"blob {digest} vanished; the image was removed meanwhile")
-        if status.size != row.size:
+        if status is None and not self.protected:
+            raise BusyError(f"blob {digest} vanished: its image was removed meanwhile; try again")
+        if status is None or status.size != row.size:
             raise BlobDamageError(digest)
         if self.trust and row.ctime_ns == status.ctime_ns:
             return

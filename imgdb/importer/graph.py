@@ -42,7 +42,7 @@ class Node:
     """A blob that something refers to.
 
     Attributes:
-        first: the descriptor of its first reference.
+        first: the descriptor of its first reference, of a document's as a document.
         present: its bytes are here.
         document: parsed, when it is referred to as manifest or index and is here.
         config: parsed, when it is referred to as an image's config and is here.
@@ -164,7 +164,7 @@ def _read_new(node: Node, role: Role, descriptor: Descriptor, lookup: Lookup) ->
         if descriptor.size > spec.MANIFEST_LIMIT:
             raise BadArchiveError(f"{descriptor.digest} is larger than {spec.MANIFEST_LIMIT} bytes")
         node.document = spec.read_document(lookup.read(descriptor.digest), descriptor)
-        node.kind = node.document.kind
+        node.kind, node.first = node.document.kind, descriptor
         return node.document
     if role is Role.CONFIG and node.config is None and descriptor.media_type in spec.CONFIG_TYPES:
         if descriptor.size > spec.CONFIG_LIMIT:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from imgdb.oci.spec import Descriptor, Document
 
 
+REPLACE = ("dangle", "refuse", "replace")
+
+
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
     """What the caller of an import may choose; see the command line's help for the words.
@@ -41,6 +44,13 @@ class ImportOptions:
     replace: str = "dangle"
     allow_incomplete: bool = False
     max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Mistakes cost nothing when they are found before an archive is read."""
+        if self.replace not in REPLACE:
+            raise InvalidArgumentError(f"replace={self.replace!r} is none of {', '.join(REPLACE)}")
+        if self.name is not None and parse_normalized(self.name).digest is not None:
+            raise InvalidArgumentError(f"--name {self.name}: a name with a digest can't be given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +238,6 @@ def _rename(tops: list[Top], name: str) -> list[Top]:
     if len({top.target.digest for top in images}) != 1:
         raise InvalidArgumentError(f"--name {name}: the archive holds {len(images)} images, not one")
     reference = parse_normalized(name)
-    if reference.digest is not None:
-        raise InvalidArgumentError(f"--name {name}: a name with a digest can't be given")
     only = images[0]
     final = reference.with_tag(only.tag) if reference.tag is None and only.tag else reference.tag_or_latest()
     return [replace(only, name=str(final), tag=None)] + [top for top in tops if top.is_referrer]

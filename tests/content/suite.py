@@ -128,10 +128,10 @@ class BlobStoreSuite:
         """`advance` hears of every byte once, while the bytes come."""
         heard = []
         with store.ingest() as ingest:
-            ingest.stage(Trickle(noise(300_000)), 300_000, advance=heard.append)
+            ingest.stage(Trickle(noise(3 << 20)), 3 << 20, advance=heard.append)
 
         assert len(heard) > 1
-        assert sum(heard) == 300_000
+        assert sum(heard) == 3 << 20
 
     def test_commit_exists(self, store):
         """Putting what is there succeeds and changes nothing."""

@@ -1,0 +1,413 @@
+"""Hold, then look: what a live hold lists is never swept, and the kernel says which holds live."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from imgdb.content import disk
+from imgdb.content.disk import SWEEP_BATCH
+from imgdb.content.holds import live_digests, locked
+from imgdb.errors import BusyError, FailedPreconditionError
+from imgdb.oci.digest import Digest
+from tests.content.children import PRELUDE, child
+from tests.content.suite import nobody, put
+from tests.tools.sample import ROOT
+
+HOLDS = "hold = store.hold(); hold.add([Digest.parse(wait())]); say('held'); wait()"
+
+
+def directory(store):
+    """Where the holds are."""
+    return os.path.join(store.root, "holds")
+
+
+def look(store, *, reap=False):
+    """(digests of live holds, digests of dead ones), asked as a collector asks."""
+    with locked(store.gc_lock, fcntl.LOCK_EX):
+        return live_digests(directory(store), reap=reap)
+
+
+def test_hold_then_look(store):
+    """A digest that is listed is safe before it is looked for, whether its file is there or not."""
+    there, later = put(store, b"there"), Digest.of(b"later")
+    with store.hold() as hold:
+        hold.add([there, later])
+        assert store.sweep([there, later], nobody) == {}
+        assert store.stat(there) is not None
+        assert store.stat(later) is None
+        assert put(store, b"later") == later
+        assert store.sweep([there, later], nobody) == {}
+
+    assert store.sweep([there, later], nobody) == {there: 5, later: 5}
+
+
+def test_holds_of_several_operations(store):
+    """A digest is safe as long as one of them holds it."""
+    digest = put(store, b"content")
+    first, second = store.hold(), store.hold()
+    first.add([digest])
+    second.add([digest])
+    first.release()
+    assert store.sweep([digest], nobody) == {}
+    second.release()
+    assert store.sweep([digest], nobody) == {digest: 7}
+
+
+def test_adding_again_writes_nothing(store):
+    """A digest is listed once."""
+    digest = Digest.of(b"x")
+    with store.hold() as hold:
+        hold.add([digest])
+        size = os.path.getsize(hold._path)
+        hold.add([digest])
+        assert os.path.getsize(hold._path) == size
+
+
+def test_killed_process(store):
+    """The kernel lets go of a killed process's hold; its digests are then swept, its file reaped."""
+    digest = put(store, b"content")
+    with child(HOLDS, store.root) as holder:
+        holder.tell(digest)
+        assert holder.heard() == "held"
+        assert look(store) == ({digest}, set())
+        assert store.sweep([digest], nobody) == {}
+        holder.kill()
+
+    assert look(store) == (set(), {digest})
+    assert len(os.listdir(directory(store))) == 1
+    assert look(store, reap=True) == (set(), {digest})
+    assert os.listdir(directory(store)) == []
+    assert store.sweep([digest], nobody) == {digest: 7}
+
+
+def test_living_holds_are_not_reaped(store):
+    """Reaping takes the dead only."""
+    with store.hold() as hold:
+        hold.add([Digest.of(b"x")])
+        assert look(store, reap=True) == ({Digest.of(b"x")}, set())
+        assert os.listdir(directory(store)) == [os.path.basename(hold._path)]
+
+
+@pytest.mark.parametrize("clock", ["-1 day", "+10 years"])
+def test_no_clock_ends_a_hold(clock, store):
+    """The age of a hold's file says nothing about its owner."""
+    digest = put(store, b"content")
+    at = time.time() + {"-1 day": -86_400, "+10 years": 315_360_000}[clock]
+    with store.hold() as hold:
+        hold.add([digest])
+        os.utime(hold._path, (at, at))
+        assert store.sweep([digest], nobody) == {}
+
+
+FORKS = """
+hold = store.hold()
+hold.add([Digest.parse(wait())])
+if os.fork() == 0:
+    try:
+        hold.add([Digest.of(b'more')])
+    except Exception as error:
+        say(type(error).__name__)
+    hold.release()
+    say('released')
+    wait()
+    say('gone')
+    os._exit(0)
+say('forked')
+{end}
+"""
+
+
+def test_a_forked_child_does_not_release_a_hold(store):
+    """The parent's hold outlives what its child does, and that it ends."""
+    digest = put(store, b"content")
+    with child(FORKS.format(end="os.wait(); say('parent'); wait(); hold.release()"), store.root) as forking:
+        forking.tell(digest)
+        heard = {forking.heard() for _ in range(3)}
+        assert heard == {"forked", FailedPreconditionError.__name__, "released"}
+        assert store.sweep([digest], nobody) == {}
+        forking.tell()
+        assert (forking.heard(), forking.heard()) == ("gone", "parent")
+        assert store.sweep([digest], nobody) == {}
+        forking.tell()
+        forking.end()
+
+    assert store.sweep([digest], nobody) == {digest: 7}
+
+
+def test_a_forked_child_does_not_keep_a_hold_alive(store):
+    """When the parent is killed its hold is dead, although its child lives."""
+    digest = put(store, b"content")
+    with child(FORKS.format(end="os.wait()"), store.root) as forking:
+        forking.tell(digest)
+        assert {forking.heard() for _ in range(3)} == {
+            "forked",
+            FailedPreconditionError.__name__,
+            "released",
+        }
+        forking.kill()
+        assert look(store) == (set(), {digest})
+        assert store.sweep([digest], nobody) == {digest: 7}
+        forking.tell()
+        assert forking.heard() == "gone"
+
+
+FORKS_LOCKED = """
+import fcntl
+from imgdb.content.holds import locked
+with locked(store.gc_lock, fcntl.LOCK_EX):
+    if os.fork() == 0:
+        say('forked')
+        wait()
+        os._exit(0)
+    wait()
+say('unlocked')
+os.wait()
+"""
+
+
+def test_a_forked_child_does_not_keep_a_lock(store):
+    """A lock is given back although a child that was forked meanwhile has its descriptor."""
+    with child(FORKS_LOCKED, store.root) as forking:
+        assert forking.heard() == "forked"
+        with pytest.raises(BusyError), locked(store.gc_lock, fcntl.LOCK_SH, deadline_s=0):
+            pass
+        forking.tell()
+        assert forking.heard() == "unlocked"
+        with locked(store.gc_lock, fcntl.LOCK_EX, deadline_s=5):
+            pass
+        forking.tell()
+        forking.end()
+
+
+def test_torn_last_line(store):
+    """A line that was cut off is a digest whose `add` never returned; the others count."""
+    whole, torn = put(store, b"whole"), put(store, b"torn!")
+    with store.hold() as hold:
+        hold.add([whole])
+        with open(hold._path, "a") as file:
+            file.write(str(torn)[:-1])
+
+        assert look(store) == ({whole}, set())
+        assert store.sweep([whole, torn], nobody) == {torn: 5}
+
+
+def test_a_torn_line_does_not_swallow_the_next(store, monkeypatch):
+    """After an append that failed half-way the hold is as good as before."""
+    failed, after = put(store, b"failed"), put(store, b"after")
+    with store.hold() as hold:
+        with monkeypatch.context() as patch:
+            write = os.write
+            patch.setattr(os, "write", lambda fd, data: write(fd, data[:20]) if len(data) > 60 else 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                hold.add([failed])
+        assert hold.digests == frozenset()
+        hold.add([after])
+
+        assert look(store) == ({after}, set())
+        assert store.sweep([failed, after], nobody) == {failed: 6}
+
+
+def test_strange_bytes_in_a_hold(store):
+    """Bytes that are no text hide no digest."""
+    digest = put(store, b"content")
+    with store.hold() as hold:
+        with open(hold._path, "ab") as file:
+            file.write(b"\xff\x00\n")
+        hold.add([digest])
+        assert look(store) == ({digest}, set())
+
+
+def test_an_unreadable_hold_stops_the_sweep(store):
+    """What can't be read may list anything: nothing is removed."""
+    digest = put(store, b"content")
+    os.symlink("nowhere", os.path.join(directory(store), "1-strange"))
+
+    with pytest.raises(OSError, match="symbolic link"):
+        store.sweep([digest], nobody)
+    assert store.stat(digest) is not None
+
+
+def test_holds_are_read_before_rows(store):
+    """A commit that is followed by the end of its hold can't fall between the two looks."""
+    digest = put(store, b"content")
+    hold = store.hold()
+    hold.add([digest])
+    committed = []
+
+    def known(digests):
+        # The rows are asked now. An import that commits and ends before this was seen by its
+        # hold; one that does so after the holds were read is seen by this answer.
+        hold.release()
+        committed.extend(digests)
+        return committed
+
+    assert store.sweep([digest], known) == {}
+    assert committed == [digest]
+
+    # With the other order both looks would miss it: the rows before the commit, the holds after.
+    other = store.hold()
+    other.add([digest])
+
+    def before_the_commit(_digests):
+        other.release()
+        return ()
+
+    assert store.sweep([digest], before_the_commit) == {}
+    assert store.sweep([digest], nobody) == {digest: 7}
+
+
+def test_rows_are_asked_under_the_lock(store):
+    """Nobody can add to a hold between the looks and the removal."""
+    digest = put(store, b"content")
+    states = []
+
+    def known(_digests):
+        try:
+            with locked(store.gc_lock, fcntl.LOCK_SH, deadline_s=0):
+                states.append("free")
+        except BusyError:
+            states.append("locked")
+        return ()
+
+    assert store.sweep([digest], known) == {digest: 7}
+    assert states == ["locked"]
+
+
+def test_a_collector_excludes_add(store, monkeypatch):
+    """While the lock is exclusive `add` waits, for a bounded time; then it says busy and lists nothing."""
+    first, second = Digest.of(b"1"), Digest.of(b"2")
+    hold = store.hold()
+    hold.add([first])
+    monkeypatch.setitem(locked.__wrapped__.__kwdefaults__, "deadline_s", 0.2)
+    with locked(store.gc_lock, fcntl.LOCK_EX):
+        started = time.monotonic()
+        with pytest.raises(BusyError, match=r"gc\.lock has been locked for 0 s; try again later"):
+            hold.add([second])
+        assert 0.2 <= time.monotonic() - started < 10
+        with pytest.raises(BusyError) as refused:
+            store.hold()
+    assert refused.value.exit_code == 75
+    assert hold.digests == {first}
+    assert look(store) == ({first}, set())
+    hold.add([second])
+    assert look(store) == ({first, second}, set())
+    hold.release()
+
+
+def test_add_goes_on_when_the_collector_is_done(store):
+    """A short wait is no error, and what is then looked for is what the collector left."""
+    digest = put(store, b"content")
+    inside, results = threading.Event(), []
+
+    def known(_digests):
+        inside.set()
+        time.sleep(0.2)
+        return ()
+
+    collector = threading.Thread(target=lambda: results.append(store.sweep([digest], known)))
+    with store.hold() as hold:
+        collector.start()
+        assert inside.wait(60)
+        hold.add([digest])
+        assert store.stat(digest) is None
+        collector.join(60)
+    assert results == [{digest: 7}]
+
+
+def test_sweep_in_batches(store, monkeypatch):
+    """At most a hundred at a time, and in between the lock is free for those who want to hold."""
+    digests = sorted(put(store, b"%d" % number) for number in range(2 * SWEEP_BATCH + 1))
+    batches = []
+
+    def known(batch):
+        batches.append(list(batch))
+        return ()
+
+    empty = disk._empty
+    with store.hold() as hold:
+        # Called after each batch, when the lock was given back.
+        monkeypatch.setattr(disk, "_empty", lambda trash: (hold.add([digests[-1]]), empty(trash)))
+        freed = store.sweep(iter(reversed(digests)), known)
+
+    assert batches == [digests[:SWEEP_BATCH], digests[SWEEP_BATCH:-1], digests[-1:]]
+    assert list(freed) == digests[:-1]
+    assert [digest for digest, _ in store.walk()] == digests[-1:]
+
+
+HAMMER = """
+import random, time
+mode, seed, seconds = sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+random.seed(seed)
+pool = [b'%d' % n for n in range(6)]
+digests = {Digest.of(data): data for data in pool}
+end = time.monotonic() + seconds
+seen = lost = swept = 0
+
+def importer():
+    global seen, lost
+    digest, data = random.choice(list(digests.items()))
+    with store.hold() as hold, store.ingest() as ingest:
+        if mode == 'look-then-hold':
+            there = store.stat(digest)
+            time.sleep(random.random() / 1000)
+            hold.add([digest])
+        else:
+            hold.add([digest])
+            there = store.stat(digest)
+        if there is None:
+            store.put(ingest, [ingest.stage(io.BytesIO(data), len(data))])
+        seen += there is not None
+        for _ in range(random.randrange(4)):
+            time.sleep(random.random() / 1000)
+            if store.stat(digest) is None:
+                lost += 1
+
+def collector():
+    global swept
+    swept += len(store.sweep(digests, lambda asked: ()))
+    time.sleep(random.random() / 500)
+
+while time.monotonic() < end:
+    (collector if mode == 'collect' else importer)()
+say(seen, lost, swept)
+"""
+
+
+def hammer(store, modes, seconds):
+    """Processes that import and collect the same few blobs; the sums of what they saw."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + HAMMER, store.root, mode, str(seed), str(seconds)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed, mode in enumerate(modes)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running)
+    return [sum(int(output.split()[column]) for output in outputs) for column in range(3)]
+
+
+def test_hammer(store):
+    """No digest that was held and then seen is swept, by processes that do nothing else."""
+    seen, lost, swept = hammer(store, ["import"] * 3 + ["collect"] * 2, 3)
+
+    assert lost == 0
+    assert seen > 10
+    assert swept > 10
+    assert os.listdir(directory(store)) == []
+    assert os.listdir(os.path.join(store.root, "ingest")) == []
+    assert os.listdir(os.path.join(store.root, "trash")) == []
+
+
+def test_the_hammer_notices(store):
+    """Looking before holding does lose blobs under the same load, so the test above can fail."""
+    assert any(hammer(store, ["look-then-hold"] * 3 + ["collect"] * 2, 1)[1] for _ in range(20))
