@@ -5,6 +5,7 @@ The tree (exit code in brackets; a class without one has its parent's)::
     ImgdbError [1]
     ├── InvalidArgumentError [2]        what the caller said makes no sense
     ├── NotFoundError [1]               image, blob, platform, store
+    ├── NotSupportedError [1]           something that imgdb does not know
     ├── NoImageError [1]                the input is no image archive at all
     ├── BadArchiveError [3]             an image archive that is damaged or forbidden
     ├── DataLossError [3]               a blob of the store is lost or fails its digest
@@ -36,6 +37,10 @@ class InvalidArgumentError(ImgdbError):
 
 class NotFoundError(ImgdbError):
     """The named image, blob, platform or store does not exist here."""
+
+
+class NotSupportedError(ImgdbError):
+    """A kind of thing, or a combination, that imgdb does not know."""
 
 
 class NoImageError(ImgdbError):

@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
 from imgdb import describe, mirror, pair, setup
+from imgdb.access import Access
 from imgdb.content.disk import DiskBlobStore
 from imgdb.db import blobs, engine, events, images, leases, naming, schema
 from imgdb.db.sql import now_us
@@ -25,6 +26,7 @@ from imgdb.errors import ImgdbError, NotFoundError, RefusedError
 from imgdb.exporter.plan import ExportOptions, make_plan
 from imgdb.exporter.walk import artifact_types, choose, lease_targets, read_tree
 from imgdb.exporter.write import BlobDamageError, Verifier, open_sink, write_archive, write_directory
+from imgdb.gc import Collector, GcOptions, GcPlan, GcResult
 from imgdb.importer import rows, walk
 from imgdb.importer.commit import commit
 from imgdb.importer.plan import ImportOptions
@@ -212,9 +214,12 @@ class ImageStore:
             with engine.read(self._engine) as connection:
                 return choose(connection, names, every=every)
         lease = leases.random_id()
+        hold = stack.enter_context(self._blobs.hold())
         label = target if isinstance(target, str) else "-"
         requested: list[Requested] = self._write(
-            lambda connection: lease_targets(connection, lease, names, every=every, label=label),
+            lambda connection: lease_targets(
+                connection, lease, names, every=every, label=label, hold=hold.name
+            ),
             raises_generation=False,
         )
         stack.callback(self._drop_lease, lease)
@@ -358,16 +363,40 @@ class ImageStore:
             changes=lambda removal: {record.name for record in removal.records},
         )
 
+    # -- keep --------------------------------------------------------------------------------
+
+    def plan_gc(self, options: GcOptions | None = None) -> GcPlan:
+        """What a collection would free at this moment, exactly; changes nothing.
+
+        Raises:
+            FailedPreconditionError: a document's edges are not recorded; see `check`.
+        """
+        return Collector(self._access()).plan(options or GcOptions())
+
+    def gc(self, options: GcOptions | None = None) -> GcResult:
+        """Free what nothing needs; safe beside imports and exports.
+
+        Raises:
+            BusyError: another collection is running.
+            RefusedError: the database is not the store's, or older than it.
+            FailedPreconditionError: a document's edges are not recorded; see `check`.
+        """
+        self._check_writable()
+        return Collector(self._access()).run(options or GcOptions())
+
     # -- transactions ------------------------------------------------------------------------
+
+    def _access(self) -> Access:
+        return Access(self.root, self._blobs, self._read, self._write)
+
+    def _read(self, question: Callable[[Connection], _T]) -> _T:
+        with engine.read(self._engine) as connection:
+            return question(connection)
 
     def _ask(
         self, question: Callable[[Connection, Collection[Digest]], _T]
     ) -> Callable[[Collection[Digest]], _T]:
-        def ask(digests: Collection[Digest]) -> _T:
-            with engine.read(self._engine) as connection:
-                return question(connection, digests)
-
-        return ask
+        return lambda digests: self._read(lambda connection: question(connection, digests))
 
     def _damaged(self) -> set[Digest]:
         with engine.read(self._engine) as connection:

@@ -45,6 +45,7 @@ MAX_ENTRIES = 500_000
 MAX_GLOBALS = 16
 
 _TYPE = 156  # offset of the type flag
+_PIECE = 1 << 18
 
 
 class TarReader:
@@ -128,10 +129,12 @@ class TarReader:
             BadArchiveError: the archive ends within the body.
         """
         self._check()
-        data = bytearray(min(size, self._left))
-        view, filled = memoryview(data), 0
-        while filled < len(data):
-            filled += self.readinto(view[filled:])
+        wanted = min(size, self._left)
+        data = bytearray()
+        while len(data) < wanted:
+            # What an archive announces is allocated only as it comes.
+            piece = bytearray(min(wanted - len(data), _PIECE))
+            data += memoryview(piece)[: self.readinto(memoryview(piece))]
         return bytes(data)
 
     def drain(self) -> int:

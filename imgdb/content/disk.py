@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 from blake3 import blake3
 
-from imgdb.content.holds import FileHold, live_digests, locked
+from imgdb.content.holds import FileHold, live_digests, living, locked
 from imgdb.content.store import HEAD_SIZE, BlobStat, ByteSource, Staged
 from imgdb.errors import (
     FailedPreconditionError,
@@ -192,6 +192,43 @@ class DiskBlobStore:
         for start in range(0, len(candidates), SWEEP_BATCH):
             freed |= self._sweep_batch(candidates[start : start + SWEEP_BATCH], known)
         return freed
+
+    def held(self) -> set[Digest]:
+        """Digests that live holds list at this moment."""
+        return self._holds(reap=False)[0]
+
+    def living_holds(self) -> set[str]:
+        """Names of the holds whose operation runs."""
+        with locked(self.gc_lock, fcntl.LOCK_EX):
+            return living(os.path.join(self.root, "holds"))
+
+    def dead_holds(self) -> list[Digest]:
+        """Digests that holds of dead processes list: files that may have no row."""
+        return sorted(self._holds(reap=False)[1])
+
+    def reap_holds(self) -> None:
+        """Remove the holds of dead processes; after what they list was swept."""
+        self._holds(reap=True)
+
+    def _holds(self, *, reap: bool) -> tuple[set[Digest], set[Digest]]:
+        with locked(self.gc_lock, fcntl.LOCK_EX):
+            return live_digests(os.path.join(self.root, "holds"), reap=reap)
+
+    def foreign(self) -> list[str]:
+        """Names below ``blobs/`` that are no blobs; nobody touches them."""
+        blobs = os.path.join(self.root, "blobs")
+        known = {self.path(digest) for digest, _ in self.walk()}
+        found = []
+        for directory, _, names in os.walk(blobs):
+            found += [os.path.join(directory, name) for name in names]
+        return sorted(path for path in found if path not in known)
+
+    def empty_trash(self) -> None:
+        """Remove what a collector that was killed had renamed and not unlinked yet."""
+        trash = os.path.join(self.root, "trash")
+        for name in os.listdir(trash):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(trash, name))
 
     def _sweep_batch(
         self, candidates: list[Digest], known: Callable[[Collection[Digest]], Collection[Digest]]

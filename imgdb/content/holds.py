@@ -79,6 +79,11 @@ class FileHold:
         _open_holds.add(self)
 
     @property
+    def name(self) -> str:
+        """The hold's file name, by which a lease can name its owner."""
+        return os.path.basename(self._path)
+
+    @property
     def digests(self) -> frozenset[Digest]:
         """Everything listed so far."""
         return frozenset(self._digests)
@@ -145,6 +150,20 @@ def live_digests(directory: str, *, reap: bool) -> tuple[set[Digest], set[Digest
         finally:
             os.close(fd)
     return live, dead
+
+
+def living(directory: str) -> set[str]:
+    """Names of the holds whose operation runs; call under ``gc.lock`` exclusive."""
+    names = set()
+    for name in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if not _can_lock(fd):
+                    names.add(name)
+            finally:
+                os.close(fd)
+    return names
 
 
 def _can_lock(fd: int) -> bool:

@@ -109,6 +109,10 @@ class Hold(Protocol):
         """List digests; on return they are safe. Look for the files only afterwards."""
 
     @property
+    def name(self) -> str:
+        """By which a lease can name its owner."""
+
+    @property
     def digests(self) -> frozenset[Digest]:
         """Everything listed so far."""
 

@@ -136,7 +136,8 @@ def downgrade(connection: Connection, revision: str) -> None:
 def remove(connection: Connection) -> None:
     """Take everything of imgdb out of the database, and nothing else; see `upgrade`."""
     with _transaction(connection):
-        _drop_derived(connection)
+        catalog.drop(connection, "view")
+        catalog.drop(connection, "trigger")
         ours = [table.name for table in reversed(models.Base.metadata.sorted_tables)]
         present = catalog.names(connection, "table")
         # Tables of a newer imgdb go first: they may refer to ours, ours never to them.

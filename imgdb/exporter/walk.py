@@ -34,15 +34,16 @@ _USED_COARSE_US = 3600 * 1_000_000
 
 
 def lease_targets(
-    connection: Connection, lease: str, arguments: Sequence[str], *, every: bool, label: str
+    connection: Connection, lease: str, arguments: Sequence[str], *, every: bool, label: str, hold: str
 ) -> list[Requested]:
     """Resolve and lease in one transaction, so that nothing is collected in between.
 
-    The counted edges protect what is below the targets. The lease would expire by itself.
+    The counted edges protect what is below the targets. The lease expires by itself once the
+    export's hold is gone.
     """
     at = now_us()
     requested = choose(connection, arguments, every=every)
-    leases.create(connection, lease, created_at=at, expires_at=at + _LEASE_US)
+    leases.create(connection, lease, created_at=at, expires_at=at + _LEASE_US, owner=(leases.HOLD, hold))
     leases.add_content(connection, lease, (str(request.target.digest) for request in requested))
     saves = [events.NewEvent("save", str(r.target.digest), r.name, source=label) for r in requested]
     events.record(connection, saves, at)

@@ -53,7 +53,8 @@ def _blobs_under_lease(
 ) -> None:
     def begin(connection: Connection) -> None:
         at = now_us()
-        leases.create(connection, lease, created_at=at, expires_at=at + _LEASE_US)
+        owner = (leases.HOLD, staged.hold.name)
+        leases.create(connection, lease, created_at=at, expires_at=at + _LEASE_US, owner=owner)
         leases.add_content(connection, lease, (str(digest) for digest in staged.plan.kept))
 
     write(begin)

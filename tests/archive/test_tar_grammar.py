@@ -68,6 +68,15 @@ def test_b2_size_beyond_the_input(size, seekable):
         list(TarReader(io.BytesIO(archive) if seekable else Trickle(archive, 512)))
 
 
+def test_b2_read_allocates_what_comes():
+    """Asking for all of an announced body costs the memory of what is there."""
+    reader = TarReader(Trickle(header(size=base256(2**62, 12)) + b"little", 512))
+    found = next(reader)
+
+    with pytest.raises(BadArchiveError, match="truncated"):
+        reader.read(found.size)
+
+
 @pytest.mark.parametrize("flag", [b"x", b"g", b"L", b"K"])
 def test_b2_huge_extension(flag):
     """Extension headers are bounded before they are read."""

@@ -1,0 +1,277 @@
+"""Collecting garbage beside running imports and exports: rows first, files after them.
+
+Rows go in short transactions, level after level. A file goes only when neither a live hold nor
+a row knows it, looked up in this order under ``gc.lock``. Candidates are what lost its row and
+what dead holds list; the whole directory is listed only when asked to (`GcOptions.full`), or
+after a collector that was killed. Source: design §4.6-4.8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from imgdb.content.disk import SWEEP_BATCH
+from imgdb.db import blobs, garbage, leases
+from imgdb.db.sql import now_us
+from imgdb.errors import BusyError, FailedPreconditionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from imgdb.access import Access
+    from imgdb.db.garbage import Garbage
+    from imgdb.oci.digest import Digest
+
+GRACE_S = 24 * 3600.0
+# Rows of one transaction; others wait for no longer than it takes.
+_BATCH = 500
+_RUNNING = b"running\n"
+
+
+@dataclass(frozen=True, slots=True)
+class GcOptions:
+    """What the caller of a collection may choose.
+
+    Attributes:
+        full: also list the whole directory, recount, and mark from the roots.
+        grace_s: seconds that a file nobody knows is left alone.
+        time_limit_s: stop cleanly after this long; the next run goes on.
+        max_delete: stop cleanly after this many blobs.
+    """
+
+    full: bool = False
+    grace_s: float = GRACE_S
+    time_limit_s: float | None = None
+    max_delete: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GcPlan:
+    """What a collection would do at this moment.
+
+    Attributes:
+        garbage: blobs that nothing needs, flat ones (whose bytes stay) included.
+        expired: ids of leases that expired.
+        waiting: files of earlier collections that are still to be swept, with their sizes.
+        orphans: files that nobody knows, older than the grace; known when `full`.
+        foreign: names in ``blobs/`` that are no blobs; reported and left alone.
+        kept_bytes: of the blobs that stay.
+    """
+
+    garbage: tuple[Garbage, ...]
+    expired: tuple[str, ...]
+    waiting: tuple[tuple[Digest, int], ...]
+    orphans: tuple[tuple[Digest, int], ...]
+    foreign: tuple[str, ...]
+    kept_bytes: int
+
+    @property
+    def freed(self) -> dict[Digest, int]:
+        """Every file that would go, with its size."""
+        files = {item.digest: item.size for item in self.garbage if item.size and not item.flat}
+        return files | dict(self.waiting) | dict(self.orphans)
+
+
+@dataclass(slots=True)
+class GcResult:
+    """What a collection did; bytes and blobs are those of files that are gone."""
+
+    freed: dict[Digest, int] = field(default_factory=dict)
+    freed_snapshots: int = 0
+    expired_leases: int = 0
+    kept_bytes: int = 0
+    remaining_bytes: int = 0
+    foreign: tuple[str, ...] = ()
+    complete: bool = True
+    duration_s: float = 0.0
+
+    @property
+    def freed_bytes(self) -> int:
+        """Bytes of files that are gone."""
+        return sum(self.freed.values())
+
+
+class Collector:
+    """A collection over one store."""
+
+    def __init__(self, access: Access) -> None:
+        self.files = access.files
+        self.read = access.read
+        self._write = access.write
+
+    def write(self, work: Callable[[Any], Any]) -> Any:
+        """Change rows; a collection adds neither blobs nor names."""
+        return self._write(work, raises_generation=False)
+
+    def plan(self, options: GcOptions, *, gone: Collection[str] = ()) -> GcPlan:
+        """What `run` would do; changes nothing.
+
+        Args:
+            options: `full` adds the files that nobody knows.
+            gone: names of images that count as removed.
+        """
+        self._check_expanded()
+        living = self.files.living_holds()
+        found, expired, kept, doomed = self.read(lambda c: _questions(c, living, gone))
+        held = self.files.held()
+        waiting = [(digest, status.size) for digest in doomed if (status := self.files.stat(digest))]
+        dead = [(d, s.size) for d in self.files.dead_holds() if (s := self.files.stat(d))]
+        known = self.read(lambda c: blobs.known(c, [digest for digest, _ in (*waiting, *dead)]))
+        files = dict(sorted((*waiting, *dead)))
+        orphans = self._orphans(options) if options.full or self._was_killed() else []
+        taken = {item.digest for item in found if not item.flat}
+        return GcPlan(
+            garbage=tuple(item for item in found if item.digest not in held),
+            expired=tuple(expired),
+            waiting=tuple((d, s) for d, s in files.items() if d not in known | held | taken),
+            orphans=tuple((d, s) for d, s in orphans if d not in held | files.keys()),
+            foreign=tuple(self.files.foreign()) if options.full else (),
+            kept_bytes=kept - sum(item.size for item in found if not item.flat),
+        )
+
+    def run(self, options: GcOptions) -> GcResult:
+        """Collect.
+
+        Raises:
+            BusyError: another collection is running.
+            FailedPreconditionError: a document's edges are not recorded.
+        """
+        started = time.monotonic()
+        result = GcResult()
+        with self._alone() as was_killed:
+            self._check_expanded()
+            budget = _Budget(options, started, result)
+            if options.full:
+                self.write(garbage.recount)
+                self.write(garbage.unlink_unreachable)
+            self._rows(budget)
+            self._files(budget)
+            if (options.full or was_killed) and not budget.spent():
+                self._sweep([digest for digest, _ in self._orphans(options)], budget)
+                self.files.empty_trash()
+            result.foreign = tuple(self.files.foreign()) if options.full else ()
+            result.complete = not budget.spent()
+        result.kept_bytes = self.read(blobs.totals)[1]
+        result.remaining_bytes = sum(self.plan(GcOptions()).freed.values())
+        result.duration_s = time.monotonic() - started
+        return result
+
+    def _check_expanded(self) -> None:
+        blind = self.read(garbage.unexpanded)
+        if blind is not None:
+            raise FailedPreconditionError(
+                f"the edges of {blind} are not recorded, so what it needs can't be told from garbage; "
+                "run imgdb check --repair"
+            )
+
+    def _rows(self, budget: _Budget) -> None:
+        living = self.files.living_holds()
+        budget.result.expired_leases = self.write(partial(_expire, living=living))
+        while not budget.spent():
+            step = min(_BATCH, budget.left())
+            taken = self.write(partial(garbage.collect, limit=step))
+            if not taken:
+                break
+            budget.rows += len(taken)
+
+    def _files(self, budget: _Budget) -> None:
+        doomed = self.read(garbage.doomed)
+        self._sweep(doomed, budget)
+        dead = self.files.dead_holds()
+        self._sweep(dead, budget)
+        if not budget.spent():
+            self.files.reap_holds()
+
+    def _sweep(self, digests: Sequence[Digest], budget: _Budget) -> None:
+        known = self._known
+        for start in range(0, len(digests), SWEEP_BATCH):
+            if budget.out_of_time():
+                return
+            batch = digests[start : start + SWEEP_BATCH]
+            budget.result.freed |= self.files.sweep(batch, known)
+            # Gone, or needed again by a row: either way nothing is left to be swept.
+            back = known(batch)
+            done = [digest for digest in batch if digest in back or self.files.stat(digest) is None]
+            self.write(partial(garbage.undoom, digests=done))
+
+    def _known(self, digests: Collection[Digest]) -> set[Digest]:
+        found: set[Digest] = self.read(lambda c: blobs.known(c, digests))
+        return found
+
+    def _orphans(self, options: GcOptions) -> list[tuple[Digest, int]]:
+        """Files that no row, no hold and no doom knows, old enough that nobody is about to."""
+        newest = time.time_ns() - int(options.grace_s * 1e9)
+        old = [(digest, status.size) for digest, status in self.files.walk() if status.ctime_ns <= newest]
+        known = self._known([digest for digest, _ in old])
+        return [(digest, size) for digest, size in old if digest not in known]
+
+    def _was_killed(self) -> bool:
+        try:
+            with open(self._run_lock(), "rb") as file:
+                return file.read() == _RUNNING
+        except FileNotFoundError:
+            return False
+
+    def _run_lock(self) -> str:
+        return os.path.join(self.files.root, "gc-run.lock")
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """One collector at a time; says whether the one before was killed."""
+        fd = os.open(self._run_lock(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError("another gc is running on this store; try again later") from None
+            was_killed = os.pread(fd, len(_RUNNING), 0) == _RUNNING
+            with contextlib.suppress(OSError):  # a full disk: the mark is a help, not a need
+                os.pwrite(fd, _RUNNING, 0)
+            yield was_killed
+            os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+
+
+@dataclass(slots=True)
+class _Budget:
+    """How much a run may still do."""
+
+    options: GcOptions
+    started: float
+    result: GcResult
+    rows: int = 0
+
+    def left(self) -> int:
+        return _BATCH if self.options.max_delete is None else self.options.max_delete - self.rows
+
+    def out_of_time(self) -> bool:
+        limit = self.options.time_limit_s
+        return limit is not None and time.monotonic() - self.started >= limit
+
+    def spent(self) -> bool:
+        return self.out_of_time() or self.left() <= 0
+
+
+def _expire(connection: Any, living: Collection[str]) -> int:
+    """Delete the leases that are dead; few, so that one transaction does."""
+    dead = leases.dead(connection, now_us(), living)
+    for lease in dead:
+        leases.remove(connection, lease)
+    return len(dead)
+
+
+def _questions(connection: Any, living: Collection[str], gone: Collection[str]) -> tuple[Any, ...]:
+    dead = leases.dead(connection, now_us(), living)
+    return (
+        garbage.plan(connection, dead=dead, gone=gone),
+        dead,
+        blobs.totals(connection)[1],
+        garbage.doomed(connection),
+    )
