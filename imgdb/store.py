@@ -17,12 +17,13 @@ import os
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
-from imgdb import describe, mirror, pair, setup
+from imgdb import describe, df, mirror, pair, prune, setup
 from imgdb.access import Access
 from imgdb.content.disk import DiskBlobStore
 from imgdb.db import blobs, engine, events, images, leases, naming, schema
+from imgdb.db import why as reasons
 from imgdb.db.sql import now_us
-from imgdb.errors import ImgdbError, NotFoundError, RefusedError
+from imgdb.errors import BusyError, ImgdbError, NotFoundError, RefusedError
 from imgdb.exporter.plan import ExportOptions, make_plan
 from imgdb.exporter.walk import artifact_types, choose, lease_targets, read_tree
 from imgdb.exporter.write import BlobDamageError, Verifier, open_sink, write_archive, write_directory
@@ -43,11 +44,14 @@ if TYPE_CHECKING:
     from imgdb.db.events import EventRecord
     from imgdb.db.images import ImageRecord
     from imgdb.db.naming import Removal, Tagging
+    from imgdb.db.why import Root, Why
     from imgdb.describe import HistoryEntry, ImageSummary
+    from imgdb.df import Usage
     from imgdb.exporter.plan import ExportPlan, Requested
     from imgdb.oci.digest import Digest
     from imgdb.oci.platform import Platform
     from imgdb.progress import Reporter
+    from imgdb.prune import PruneOptions, PrunePlan
 
 _T = TypeVar("_T")
 
@@ -384,6 +388,47 @@ class ImageStore:
         self._check_writable()
         return Collector(self._access()).run(options or GcOptions())
 
+    def why(self, argument: str) -> Why:
+        """What keeps a blob, or the target of an image, or since when it is garbage.
+
+        Raises:
+            NotFoundError: neither a blob nor an image.
+        """
+        living = self._blobs.living_holds()
+        held = self._blobs.held_by()
+
+        def question(connection: Connection) -> Why:
+            row = _blob_or_target(connection, argument)
+            dead = leases.dead(connection, now_us(), living)
+            return reasons.why(connection, row, dead=dead, held=held)
+
+        return self._read(question)
+
+    def kept_by(self) -> dict[Digest, Root]:
+        """One root for each blob that something keeps."""
+        living = self._blobs.living_holds()
+        return self._read(lambda c: reasons.kept_by(c, leases.dead(c, now_us(), living)))
+
+    def df(self) -> Usage:
+        """Disk accounting; every figure is exact at one moment."""
+        return df.account(self._access())
+
+    def plan_prune(self, options: PruneOptions) -> PrunePlan:
+        """Which images a prune would remove, and what that would free."""
+        return prune.plan(self._access(), options)
+
+    def prune(self, plan: PrunePlan, *, collect: bool = True) -> tuple[list[ImageRecord], int]:
+        """Remove exactly the planned images; returns them, and the bytes that were freed."""
+        gone = prune.execute(self._access(), plan)
+        return gone, self._collect() if collect else 0
+
+    def _collect(self) -> int:
+        """Free what a removal made garbage; a collection that runs anyway takes it as well."""
+        try:
+            return self.gc().freed_bytes
+        except BusyError:
+            return 0
+
     # -- transactions ------------------------------------------------------------------------
 
     def _access(self) -> Access:
@@ -465,6 +510,14 @@ class ImageStore:
         else:
             lines = {name: found.get(name) for name in changed}
             mirror.append(self.root, lines, generation, durable=self._durable)
+
+
+def _blob_or_target(connection: Connection, argument: str) -> blobs.BlobRow:
+    """A digest or the beginning of one first; a name, or an ID by its config, second."""
+    with suppress(NotFoundError):
+        return blobs.by_prefix(connection, argument)[0]
+    digest = images.resolve(connection, argument)[0].target.digest
+    return blobs.find(connection, [digest])[digest]
 
 
 def _blob_info(row: blobs.BlobRow, refcount: int, flat_refcount: int) -> BlobInfo:

@@ -32,6 +32,13 @@ DAMAGED = {"edge/d-bomb-outer.tar.gz", "edge/d-gz-in-gz.tar.gz", "edge/d-truncat
 IGNORED_NAMES = {"edge/o-both-disagree.tar": {"edge/other:1"}}
 # The maker's reader gave up on the junk behind the stream, and so recorded nothing of what is before it.
 UNREAD = {"edge/d-gz-trailing-garbage.tar.gz": {"docker.io/edge/x:1"}}
+# Its second entry says it is a "descriptor": an unknown type is a leaf whatever its bytes are
+# (specification §2.10), so the config that tells its platform is not stored.
+OTHERWISE = {
+    "public/google+go-containerregistry/pkg/v1/layout/testdata/test_index": {
+        "platforms": ["linux/amd64", "none"]
+    }
+}
 
 
 def load_records():
@@ -58,6 +65,13 @@ def names(record):
             continue
         found.add(str(reference))
     return found
+
+
+def contents(record):
+    """The counts of a layout's record, lists sorted."""
+    keys = ("indexes", "images", "attestations", "artifacts", "referrers")
+    lists = {key: sorted(record[key]) for key in ("platforms", "layers")}
+    return {key: record[key] for key in keys} | lists | OTHERWISE.get(record["path"], {})
 
 
 def index_json(record):
@@ -89,17 +103,18 @@ class Walk:
         self.platforms = []
         self.layers = []
         self.kinds = {}
+        self.was_cut = False
         self._seen = set()
         pending = [(top, 1) for top in reversed(tops)]
         while pending:
             pending += self._visit(*pending.pop())
 
-    def record(self):
+    def contents(self):
         """In the form of a record."""
         lists = {"platforms": sorted(self.platforms), "layers": sorted(self.layers)}
         return self.counts | lists
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - lives as long as its test
+    @functools.cache  # noqa: B019 - lives as long as its test
     def document(self, digest):
         """A document of the store, parsed."""
         with self.store.open_blob(digest) as file:
@@ -107,6 +122,7 @@ class Walk:
 
     def _visit(self, descriptor, depth):
         key = descriptor["digest"], json.dumps(descriptor.get("platform"))
+        self.was_cut = self.was_cut or depth > DEPTH
         if key in self._seen or depth > DEPTH:
             return []
         self._seen.add(key)

@@ -172,7 +172,7 @@ class Stream:
 
     def read(self, size: int, /) -> bytes:
         """Between one and `size` bytes; none at the end."""
-        buffer = bytearray(size)
+        buffer = bytearray(min(size, READ_AHEAD))
         return bytes(memoryview(buffer)[: self.readinto(memoryview(buffer))])
 
     def skip(self, count: int) -> int:

@@ -37,6 +37,10 @@ _VERBS = {
     "exists": ("images", "exists"),
     "tag": ("names", "tag"),
     "rm": ("names", "rm"),
+    "prune": ("keep", "prune"),
+    "gc": ("keep", "gc"),
+    "why": ("keep", "why"),
+    "df": ("keep", "df"),
     "blob": ("blob", "blob"),
     "events": ("events", "events"),
     "info": ("info", "info"),
@@ -44,7 +48,19 @@ _VERBS = {
     "completion": ("completion", "completion"),
 }
 _ALIASES = {"save": "export", "load": "import", "ls": "images", "rmi": "rm", "untag": "rm", "content": "blob"}
-_IMAGE_VERBS = ("ls", "save", "load", "inspect", "history", "tag", "rm", "exists", "export", "import")
+_IMAGE_VERBS = (
+    "ls",
+    "save",
+    "load",
+    "inspect",
+    "history",
+    "tag",
+    "rm",
+    "prune",
+    "exists",
+    "export",
+    "import",
+)
 
 
 class Terminated(BaseException):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 from blake3 import blake3
 
-from imgdb.content.holds import FileHold, live_digests, living, locked
+from imgdb.content.holds import FileHold, digests_of, live_digests, living, locked
 from imgdb.content.store import HEAD_SIZE, BlobStat, ByteSource, Staged
 from imgdb.errors import (
     FailedPreconditionError,
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from imgdb.content.store import Ingest
 
 CHUNK = 1 << 20
+# Enough for blake3 to keep several cores busy.
+HASH_CHUNK = 8 << 20
 RESERVE_BYTES = 64 << 20
 SWEEP_BATCH = 100
 # Below this many files an fsync each costs less than flushing whatever else the disk has.
@@ -126,9 +128,12 @@ class DiskBlobStore:
         with self.open(digest) as file:
             if os.fstat(file.fileno()).st_size < CHUNK:
                 return blake3(file.read()).hexdigest()
-            # By descriptor, so that what is hashed is what was opened.
+            # Not by mmap: mapped pages count as the process's memory, a buffer's worth is enough.
             hasher = blake3(max_threads=blake3.AUTO)
-            return hasher.update_mmap(f"/proc/self/fd/{file.fileno()}").hexdigest()
+            buffer = memoryview(bytearray(HASH_CHUNK))
+            while count := file.readinto(buffer):  # type: ignore[attr-defined] # BinaryIO lacks it
+                hasher.update(buffer[:count])
+            return hasher.hexdigest()
 
     def put(
         self, ingest: Ingest, staged: Collection[Staged], *, replace: Collection[Digest] = ()
@@ -201,6 +206,12 @@ class DiskBlobStore:
         """Names of the holds whose operation runs."""
         with locked(self.gc_lock, fcntl.LOCK_EX):
             return living(os.path.join(self.root, "holds"))
+
+    def held_by(self) -> dict[str, set[Digest]]:
+        """What each living hold lists, by the hold's name."""
+        directory = os.path.join(self.root, "holds")
+        with locked(self.gc_lock, fcntl.LOCK_EX):
+            return {name: digests_of(directory, name) for name in living(directory)}
 
     def dead_holds(self) -> list[Digest]:
         """Digests that holds of dead processes list: files that may have no row."""

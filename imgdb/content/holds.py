@@ -166,6 +166,17 @@ def living(directory: str) -> set[str]:
     return names
 
 
+def digests_of(directory: str, name: str) -> set[Digest]:
+    """What one hold lists; empty when it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return set(_read_digests(fd))
+        finally:
+            os.close(fd)
+    return set()
+
+
 def _can_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,12 +12,18 @@ if TYPE_CHECKING:
 Kind = Literal["table", "index", "trigger", "view"]
 
 # GLOB, since LIKE takes the underscore for a wildcard and depends on a pragma of the host.
-_NAMES = text("SELECT name FROM sqlite_master WHERE type = :kind AND name GLOB :pattern ORDER BY rowid")
+_SQL = text("SELECT name, sql FROM sqlite_master WHERE type = :kind AND name GLOB :pattern ORDER BY rowid")
+
+
+def statements(connection: Connection, kind: Kind, pattern: str = "imgdb_*") -> dict[str, str]:
+    """The CREATE statement of each of imgdb's objects of one kind."""
+    found = connection.execute(_SQL, {"kind": kind, "pattern": pattern})
+    return {row.name: row.sql for row in found}
 
 
 def names(connection: Connection, kind: Kind, pattern: str = "imgdb_*") -> list[str]:
     """The names of imgdb's objects of one kind, oldest first."""
-    return list(connection.execute(_NAMES, {"kind": kind, "pattern": pattern}).scalars())
+    return list(statements(connection, kind, pattern))
 
 
 def drop(connection: Connection, kind: Kind, pattern: str = "imgdb_*") -> None:

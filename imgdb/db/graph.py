@@ -293,3 +293,15 @@ def closure(connection: Connection, roots: Collection[int]) -> list[ClosureEdge]
                 damaged=row.damaged_at is not None,
             )
     return list(edges.values())
+
+
+def above(connection: Connection, blobs: Collection[int]) -> set[int]:
+    """Row ids of some blobs and of everything that leads to them by counted edges."""
+    found: set[int] = set()
+    for chunk in chunks(blobs):
+        up = select(_blobs.c.id).where(_blobs.c.id.in_(chunk)).cte("up", recursive=True)
+        up = up.union(
+            select(_edges.c.parent_id).join(up, _edges.c.child_id == up.c.id).where(_edges.c.counted)
+        )
+        found.update(connection.execute(select(up.c.id)).scalars())
+    return found

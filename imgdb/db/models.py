@@ -62,6 +62,8 @@ Micros = Annotated[int, mapped_column(_BIG)]
 Bytes = Annotated[int, mapped_column(_BIG)]
 Counter = Annotated[int, mapped_column(server_default="0")]
 BlobRef = Annotated[int, mapped_column(_BIG, ForeignKey("imgdb_blobs.id"))]
+JsonObject = Annotated[dict[str, Any], mapped_column(JSON(none_as_null=True))]
+JsonArray = Annotated[list[Any], mapped_column(JSON(none_as_null=True))]
 SnapshotRef = Annotated[int, mapped_column(_BIG, ForeignKey("imgdb_snapshots.id"))]
 
 
@@ -69,10 +71,6 @@ class Base(DeclarativeBase):
     """imgdb's own metadata; never mixed with a host's."""
 
     metadata = MetaData(naming_convention=_NAMING)
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's protocol
-        dict[str, Any]: JSON(none_as_null=True),
-        list[Any]: JSON(none_as_null=True),
-    }
 
 
 class DescriptorColumns:
@@ -81,13 +79,13 @@ class DescriptorColumns:
     media_type: Mapped[str]
     size: Mapped[Bytes]
     artifact_type: Mapped[str | None]
-    annotations: Mapped[dict[str, Any] | None]
-    urls: Mapped[list[Any] | None]
+    annotations: Mapped[JsonObject | None]
+    urls: Mapped[JsonArray | None]
     os: Mapped[str | None]
     architecture: Mapped[str | None]
     variant: Mapped[str | None]
     os_version: Mapped[str | None]
-    os_features: Mapped[list[Any] | None]
+    os_features: Mapped[JsonArray | None]
 
 
 class Meta(Base):
@@ -167,7 +165,7 @@ class Image(DescriptorColumns, Base):
     id: Mapped[RowId]
     name: Mapped[str]
     target_id: Mapped[BlobRef]
-    labels: Mapped[dict[str, Any]]
+    labels: Mapped[JsonObject]
     created_at: Mapped[Micros]
     updated_at: Mapped[Micros]
     last_used_at: Mapped[Micros | None]
@@ -200,7 +198,7 @@ class Lease(Base):
     created_at: Mapped[Micros]
     expires_at: Mapped[Micros | None]
     flat: Mapped[bool]
-    labels: Mapped[dict[str, Any]]
+    labels: Mapped[JsonObject]
     owner_kind: Mapped[str | None]
     owner_id: Mapped[str | None]
 
@@ -233,7 +231,7 @@ class Snapshot(Base):
     kind: Mapped[str]
     parent_id: Mapped[SnapshotRef | None]
     chain_id: Mapped[str | None]
-    labels: Mapped[dict[str, Any]]
+    labels: Mapped[JsonObject]
     usage_bytes: Mapped[Bytes | None]
     usage_inodes: Mapped[int | None] = mapped_column(_BIG)
     refcount: Mapped[Counter]
@@ -295,7 +293,7 @@ class Event(Base):
     action: Mapped[str]
     actor: Mapped[str]
     name: Mapped[str | None]
-    attributes: Mapped[dict[str, Any]]
+    attributes: Mapped[JsonObject]
     uid: Mapped[int | None]
     sudo_user: Mapped[str | None]
     host: Mapped[str | None]

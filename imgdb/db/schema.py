@@ -98,7 +98,7 @@ def check(connection: Connection, *, writing: bool = True) -> None:
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Create or upgrade imgdb's tables, and make its triggers and views anew.
+    """Create or upgrade imgdb's tables, triggers and views; a database that has them is not touched.
 
     Where no transaction is open one is begun and committed; a transaction of the caller stays
     open, and its commit is the caller's.
@@ -109,6 +109,9 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     """
     with _transaction(connection):
         before = _known(connection)
+        # Loading Alembic takes longer than all the rest, and others wait for the lock.
+        if before == HEAD and revision in ("head", HEAD) and _derived_is_ours(connection):
+            return
         _drop_derived(connection)
         _alembic(connection, "upgrade", revision)
         _make_derived(connection)
@@ -204,7 +207,15 @@ def _too_new(revision: str) -> SchemaError:
 
 
 def _has_triggers(connection: Connection) -> bool:
-    return not triggers.NAMES.difference(catalog.names(connection, "trigger"))
+    return set(catalog.names(connection, "trigger")).issuperset(triggers.CREATE_SQL)
+
+
+def _derived_is_ours(connection: Connection) -> bool:
+    made = catalog.statements(connection, "trigger", triggers.PATTERN)
+    return (
+        made == triggers.CREATE_SQL
+        and catalog.statements(connection, "view", views.PATTERN) == views.CREATE_SQL
+    )
 
 
 def _known(connection: Connection) -> str | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 PREFIX = "imgdb_tr_"
+PATTERN = PREFIX + "*"
 
 NOW = (
     "CAST(strftime('%s', 'now') AS INTEGER) * 1000000"
@@ -82,13 +83,13 @@ _IDENTITIES = {
 
 def create(connection: Connection) -> None:
     """Make all triggers; there must be none of the same name."""
-    for name, body in _TRIGGERS.items():
-        connection.exec_driver_sql(f"CREATE TRIGGER {name} {body}")
+    for statement in CREATE_SQL.values():
+        connection.exec_driver_sql(statement)
 
 
 def drop(connection: Connection) -> None:
     """Drop all triggers of imgdb, those of other versions too."""
-    catalog.drop(connection, "trigger", PREFIX + "*")
+    catalog.drop(connection, "trigger", PATTERN)
 
 
 def _trigger(when: str, *statements: str) -> str:
@@ -250,5 +251,5 @@ _MADE = (
     | _doomed()
     | _history()
 )
-_TRIGGERS = {PREFIX + name: body for name, body in _MADE.items()}
-NAMES = frozenset(_TRIGGERS)
+CREATE_SQL = {PREFIX + name: f"CREATE TRIGGER {PREFIX}{name} {body}" for name, body in _MADE.items()}
+"""Name -> statement, as SQLite keeps it."""

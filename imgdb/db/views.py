@@ -16,6 +16,8 @@ from imgdb.db.views_store import BLOBS, DISK_USAGE, GARBAGE, HISTORY, LEASES
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+PATTERN = "imgdb_v[0-9]*"
+
 VIEWS = (
     IMAGES,
     MANIFESTS,
@@ -30,12 +32,16 @@ VIEWS = (
 )
 
 
+CREATE_SQL = {view.name: view.create_sql for view in VIEWS}
+"""Name -> statement, as SQLite keeps it."""
+
+
 def create(connection: Connection) -> None:
     """Make all views; there must be none of the same name."""
-    for view in VIEWS:
-        connection.exec_driver_sql(view.create_sql)
+    for statement in CREATE_SQL.values():
+        connection.exec_driver_sql(statement)
 
 
 def drop(connection: Connection) -> None:
     """Drop all views of imgdb, those of other versions too, but not those that admins made."""
-    catalog.drop(connection, "view", "imgdb_v[0-9]*")
+    catalog.drop(connection, "view", PATTERN)

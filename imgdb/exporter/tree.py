@@ -71,6 +71,11 @@ class Tree:
         """What a document refers to in one role."""
         return self.edges.get((digest, role), [])
 
+    def below(self, digest: Digest) -> list[Descriptor]:
+        """Everything that a document leads to, and what hangs on it; not its own subject."""
+        roles = (Role.MANIFEST, Role.CONFIG, Role.LAYER, Role.REFERRER)
+        return [child for role in roles for child in self.children(digest, role)]
+
     def content(self, digest: Digest) -> list[Descriptor]:
         """Config and layers of a manifest."""
         return self.children(digest, Role.CONFIG) + self.children(digest, Role.LAYER)

@@ -269,7 +269,7 @@ def test_compressor_is_repeatable(name, inflater):
 def test_half_an_archive_does_not_end():
     """An exception in the block leaves the stream without its end."""
     sink = io.BytesIO()
-    with contextlib.suppress(KeyError), open_compressor(sink, "zstd") as compressor:
+    with contextlib.suppress(KeyError), open_compressor(sink, "gzip") as compressor:
         compressor.write(os.urandom(1 << 20))
         raise KeyError
 

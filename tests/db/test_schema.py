@@ -158,7 +158,7 @@ def test_every_name_has_the_prefix(own):
                 catalogue.get_pk_constraint(table),
             ]
             assert all((constraint["name"] or "").startswith(table) for constraint in named), table
-        assert set(catalog.names(connection, "trigger")) == triggers.NAMES
+        assert set(catalog.names(connection, "trigger")) == set(triggers.CREATE_SQL)
         assert catalog.names(connection, "view") == [view.name for view in views.VIEWS]
 
 
@@ -378,6 +378,25 @@ def test_check_of_newer_databases(own, revision, reader, writer, may_read, may_w
     for writing, allowed in ((False, may_read), (True, may_write)):
         message = check(own, *changes, writing=writing)
         assert message is None if allowed else "upgrade imgdb" in message
+
+
+def test_upgrade_touches_only_what_differs(own):
+    """A current database stays as it is; a lost trigger, a changed or an old view are mended."""
+    before = objects(own)
+    cookie = "PRAGMA schema_version"
+    with engines.read(own) as connection:
+        version = connection.exec_driver_sql(cookie).scalar()
+    engines.run_write(own, schema.upgrade)
+    with engines.read(own) as connection:
+        assert connection.exec_driver_sql(cookie).scalar() == version
+    for damage in (
+        "DROP TRIGGER imgdb_tr_images_count_insert",
+        "CREATE VIEW imgdb_v0_images AS SELECT 1",
+        "CREATE TRIGGER imgdb_tr_old AFTER INSERT ON imgdb_images BEGIN SELECT 1; END",
+    ):
+        engines.run_write(own, lambda c, sql=damage: c.execute(text(sql)) and None)
+        engines.run_write(own, schema.upgrade)
+        assert objects(own) == before
 
 
 def test_newer_databases_are_not_migrated(own):

@@ -1,0 +1,187 @@
+"""``gc``, ``why``, ``df``, ``prune``: what is kept, why, and what it takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from imgdb.cli import reports
+from imgdb.cli.context import Settings, complete_images, format_option, note, pass_settings
+from imgdb.cli.output import Column, emit
+from imgdb.cli.printable import human_size, json_text, printable, rfc3339
+from imgdb.cli.times import parse_duration, parse_moment
+from imgdb.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from imgdb.prune import PruneOptions
+
+
+def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    return None if value is None else parse_duration(value) / 1e6
+
+
+@click.command()
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be freed, exactly.")
+@click.option("--full", is_flag=True, help="Also list all files, recount, and mark from the roots.")
+@click.option("--explain", is_flag=True, help="Say for each blob why it goes or stays.")
+@click.option(
+    "--grace", default="24h", show_default=True, callback=_seconds, help="Spare unknown files this long."
+)
+@click.option(
+    "--time-limit", callback=_seconds, metavar="DURATION", help="Stop cleanly; the next run goes on."
+)
+@click.option("--max-delete", type=click.IntRange(min=1), metavar="N", help="Stop cleanly after N blobs.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+@click.option(
+    "--textfile", metavar="FILE.prom", help="Metrics for Prometheus' node_exporter, written atomically."
+)
+@pass_settings
+def gc(
+    settings: Settings, /, dry_run: bool, explain: bool, as_json: bool, textfile: str | None, **options: Any
+) -> None:
+    """Free what nothing needs; safe beside imports and exports, from cron too.
+
+    Exits with 75 when another gc is running.
+    """
+    from imgdb.gc import GcOptions  # noqa: PLC0415 - not needed for help
+
+    chosen = GcOptions(options["full"], options["grace"], options["time_limit"], options["max_delete"])
+    with settings.open() as store:
+        plan = store.plan_gc(chosen) if dry_run or explain else None
+        if explain:
+            for line in reports.explain(plan, store.kept_by()):
+                click.echo(line, err=as_json)
+        report = reports.gc_plan(plan) if dry_run else reports.gc_result(store.gc(chosen))
+        size = store.info().blob_bytes
+    if textfile and not dry_run:
+        reports.write_textfile(textfile, report, size)
+    if as_json:
+        click.echo(json_text(report))
+    else:
+        click.echo(reports.gc_line(report, dry_run=dry_run))
+    for path in report["foreign"]:
+        note(f"{printable(path)} is no blob and was left alone", settings)
+
+
+@click.command()
+@click.argument("name", metavar="DIGEST|NAME", shell_complete=complete_images)
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+@pass_settings
+def why(settings: Settings, /, name: str, as_json: bool) -> None:
+    """Show every way from a root (image, lease, pin, hold) that keeps a blob, or since when it is garbage."""
+    with settings.open() as store:
+        answer = store.why(name)
+    if as_json:
+        click.echo(json_text(reports.why_record(answer)))
+        return
+    for line in reports.why_lines(answer):
+        click.echo(line)
+
+
+@click.command()
+@click.option("-v", "--verbose", is_flag=True, help="Shared and unique sizes of each image.")
+@format_option
+@pass_settings
+def df(settings: Settings, /, verbose: bool, format_: str) -> None:
+    """Show disk usage; RECLAIMABLE is exactly what would be freed.
+
+    Of images, by prune --all --yes-all; of blobs, by gc.
+    """
+    with settings.open() as store:
+        usage = store.df()
+    if verbose:
+        emit(reports.image_usage(usage), format=format_, columns=reports.IMAGE_USAGE)
+        return
+    records = [
+        {
+            "type": line.type,
+            "total": line.total,
+            "active": line.active,
+            "size": line.size,
+            "reclaimable": line.reclaimable,
+        }
+        for line in usage.lines
+    ]
+    columns = [
+        Column("TYPE", lambda line: line["type"]),
+        Column("TOTAL", lambda line: line["total"]),
+        Column("ACTIVE", lambda line: line["active"]),
+        Column("SIZE", lambda line: human_size(line["size"])),
+        Column("RECLAIMABLE", lambda line: human_size(line["reclaimable"])),
+    ]
+    emit(records, format=format_, columns=columns)
+
+
+@click.command()
+@click.option("-a", "--all", "every", is_flag=True, help="Named images too, not only dangling ones.")
+@click.option("-f", "--force", is_flag=True, help="Don't ask.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show exactly what would be removed.")
+@click.option("--yes-all", is_flag=True, help="With --all and no filter: yes, everything that is not used.")
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="until, label, label!, last-used, reference.",
+)
+@click.option("--no-gc", is_flag=True, help="Remove the names only.")
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@pass_settings
+def prune(
+    settings: Settings, /, force: bool, dry_run: bool, yes_all: bool, filters: tuple[str, ...], **options: Any
+) -> None:
+    """Remove images that nobody uses, and free what only they needed.
+
+    until counts from when an image became dangling or was imported. Pinned and leased images stay.
+    """
+    from imgdb import prune as rules  # noqa: PLC0415 - not needed for help
+
+    chosen = _prune_options(options["every"], filters)
+    rules.check(chosen, yes_all=yes_all)
+    with settings.open() as store:
+        plan = store.plan_prune(chosen)
+        if dry_run or (not force and plan.records):
+            _show_prune(plan.records, plan.freed_bytes, as_json=options["as_json"])
+        if dry_run or not (force or not plan.records or click.confirm("Remove them?", err=True)):
+            return
+        gone, freed = store.prune(plan, collect=not options["no_gc"])
+    if force:
+        _show_prune(gone, freed, as_json=options["as_json"])
+    else:
+        click.echo(f"Total reclaimed space: {human_size(freed)}")
+
+
+def _prune_options(every: bool, filters: tuple[str, ...]) -> PruneOptions:
+    from imgdb.prune import PruneOptions  # noqa: PLC0415 - not needed for help
+
+    values: dict[str, list[str]] = {}
+    for text in filters:
+        key, equals, value = text.partition("=")
+        if not equals or key not in {"until", "label", "label!", "last-used", "reference"}:
+            raise InvalidArgumentError(
+                f"filter {text!r}: write until, label, label!, last-used or reference=VALUE"
+            )
+        values.setdefault(key, []).append(value)
+    return PruneOptions(
+        every=every,
+        until=min(map(parse_moment, values["until"])) if "until" in values else None,
+        last_used=min(map(parse_moment, values["last-used"])) if "last-used" in values else None,
+        labels=values.get("label", ()),
+        without_labels=values.get("label!", ()),
+        references=values.get("reference", ()),
+    )
+
+
+def _show_prune(records: Any, freed: int, *, as_json: bool) -> None:
+    if as_json:
+        listed = [
+            {"name": r.name, "digest": str(r.target.digest), "updated_at": rfc3339(r.updated_at)}
+            for r in records
+        ]
+        click.echo(json_text({"images": listed, "freed_bytes": freed}))
+        return
+    for record in records:
+        word = "Deleted" if record.is_dangling else "Untagged"
+        click.echo(f"{word}: {printable(record.display_name)}")
+    click.echo(f"Total reclaimed space: {human_size(freed)}")
