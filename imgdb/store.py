@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 from imgdb import describe, df, mirror, pair, prune, setup
 from imgdb.access import Access
 from imgdb.content.disk import DiskBlobStore
-from imgdb.db import blobs, engine, events, images, leases, naming, schema
+from imgdb.db import blobs, engine, events, history, images, leases, naming, schema
 from imgdb.db import why as reasons
 from imgdb.db.sql import now_us
 from imgdb.errors import BusyError, ImgdbError, NotFoundError, RefusedError
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from imgdb.db.events import EventRecord
+    from imgdb.db.history import Period, Restored
     from imgdb.db.images import ImageRecord
     from imgdb.db.naming import Removal, Tagging
     from imgdb.db.why import Root, Why
@@ -367,6 +368,34 @@ class ImageStore:
             changes=lambda removal: {record.name for record in removal.records},
         )
 
+    def tag_history(self, name: str) -> list[Period]:
+        """Everything a name pointed to, newest first.
+
+        Raises:
+            InvalidArgumentError: `name` is no name.
+        """
+        canonical = str(parse_normalized(name).tag_or_latest())
+        return self._read(lambda connection: history.of_name(connection, canonical))
+
+    def restore_tag(self, name: str, to: str | None = None) -> Digest:
+        """Let a name point where it pointed before; what it points to now is kept.
+
+        Args:
+            name: the name.
+            to: digest of an earlier target; None for the one before.
+
+        Raises:
+            NotFoundError: it never pointed anywhere else.
+            RefusedError: that image is no longer in the store.
+        """
+        reference = parse_normalized(name)
+        digest = None if to is None else Digest.parse(to)
+        restored: Restored = self._write(
+            lambda connection: history.restore(connection, reference, digest, at=now_us()),
+            changes=lambda result: result.changed,
+        )
+        return restored.target
+
     # -- keep --------------------------------------------------------------------------------
 
     def plan_gc(self, options: GcOptions | None = None) -> GcPlan:
@@ -420,10 +449,13 @@ class ImageStore:
     def prune(self, plan: PrunePlan, *, collect: bool = True) -> tuple[list[ImageRecord], int]:
         """Remove exactly the planned images; returns them, and the bytes that were freed."""
         gone = prune.execute(self._access(), plan)
-        return gone, self._collect() if collect else 0
+        return gone, self.reclaim() if collect else 0
 
-    def _collect(self) -> int:
-        """Free what a removal made garbage; a collection that runs anyway takes it as well."""
+    def reclaim(self) -> int:
+        """Free what a removal made garbage; returns the bytes.
+
+        Where a collection runs already, it takes that as well, and this returns 0.
+        """
         try:
             return self.gc().freed_bytes
         except BusyError:
