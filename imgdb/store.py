@@ -31,6 +31,7 @@ from imgdb.gc import Collector, GcOptions, GcPlan, GcResult
 from imgdb.importer import rows, walk
 from imgdb.importer.commit import commit
 from imgdb.importer.plan import ImportOptions
+from imgdb.oci.digest import Digest
 from imgdb.oci.platform import preference_key
 from imgdb.oci.reference import parse_normalized
 from imgdb.progress import SILENT
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from imgdb.describe import HistoryEntry, ImageSummary
     from imgdb.df import Usage
     from imgdb.exporter.plan import ExportPlan, Requested
-    from imgdb.oci.digest import Digest
     from imgdb.oci.platform import Platform
     from imgdb.progress import Reporter
     from imgdb.prune import PruneOptions, PrunePlan

@@ -160,8 +160,9 @@ def kind_in_imgdb(kind, descriptor, document):
     """Where imgdb's words differ from the records', by specification §6.6."""
     if kind == "attestation":
         return kind
-    # cosign writes image configs; only the descriptor's annotation tells.
-    if "kind" in descriptor.get("annotations", {}):
+    # cosign writes image configs; only the descriptor's annotation tells. And see `OTHERWISE`.
+    is_leaf = "manifest" not in (descriptor.get("mediaType") or "manifest")
+    if "kind" in descriptor.get("annotations", {}) or is_leaf:
         return "artifact"
     # What decides is the config and the layers: a squashfs is no layer, and an artifactType changes nothing.
     if document.get("config", {}).get("mediaType") not in IMAGE_CONFIGS:

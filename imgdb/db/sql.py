@@ -13,7 +13,7 @@ from imgdb.oci.platform import Platform
 from imgdb.oci.spec import Descriptor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlalchemy import Connection, Table
     from sqlalchemy.orm import DeclarativeBase
@@ -24,9 +24,13 @@ CHUNK = 10_000
 _T = TypeVar("_T")
 
 
+clock: Callable[[], int] = time.time_ns
+"""Nanoseconds since the epoch. Tests put another one here, and every row and expiry follows it."""
+
+
 def now_us() -> int:
     """The clock of every row: microseconds since the epoch, UTC."""
-    return time.time_ns() // 1000
+    return clock() // 1000
 
 
 def chunks(items: Iterable[_T], size: int = CHUNK) -> Iterator[list[_T]]:
