@@ -9,6 +9,7 @@ after a collector that was killed. Source: design §4.6-4.8.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -74,7 +75,7 @@ class GcPlan:
     @property
     def freed(self) -> dict[Digest, int]:
         """Every file that would go, with its size."""
-        files = {item.digest: item.size for item in self.garbage if item.size and not item.flat}
+        files = {item.digest: item.size for item in self.garbage if item.frees}
         return files | dict(self.waiting) | dict(self.orphans)
 
 
@@ -116,23 +117,22 @@ class Collector:
             options: `full` adds the files that nobody knows.
             gone: names of images that count as removed.
         """
-        self._check_expanded()
-        living = self.files.living_holds()
-        found, expired, kept, doomed = self.read(lambda c: _questions(c, living, gone))
-        held = self.files.held()
-        waiting = [(digest, status.size) for digest in doomed if (status := self.files.stat(digest))]
-        dead = [(d, s.size) for d in self.files.dead_holds() if (s := self.files.stat(d))]
-        known = self.read(lambda c: blobs.known(c, [digest for digest, _ in (*waiting, *dead)]))
-        files = dict(sorted((*waiting, *dead)))
+        now, (living, held, dead) = now_us(), self._holds()
+        found, expired, kept, doomed = self.read(
+            lambda c: _questions(c, leases.dead(c, now, living), gone, full=options.full)
+        )
+        sizes = [(digest, s.size) for digest in (*doomed, *dead) if (s := self.files.stat(digest))]
+        known = self._known([digest for digest, _ in sizes])
+        files = dict(sorted(sizes))
         orphans = self._orphans(options) if options.full or self._was_killed() else []
-        taken = {item.digest for item in found if not item.flat}
+        taken = {item.digest for item in found if item.frees}
         return GcPlan(
             garbage=tuple(item for item in found if item.digest not in held),
             expired=tuple(expired),
             waiting=tuple((d, s) for d, s in files.items() if d not in known | held | taken),
             orphans=tuple((d, s) for d, s in orphans if d not in held | files.keys()),
             foreign=tuple(self.files.foreign()) if options.full else (),
-            kept_bytes=kept - sum(item.size for item in found if not item.flat),
+            kept_bytes=kept - sum(item.size for item in found if item.frees),
         )
 
     def run(self, options: GcOptions) -> GcResult:
@@ -142,63 +142,75 @@ class Collector:
             BusyError: another collection is running.
             FailedPreconditionError: a document's edges are not recorded.
         """
-        started = time.monotonic()
-        result = GcResult()
+        budget = _Budget(options)
+        result = budget.result
         with self._alone() as was_killed:
-            self._check_expanded()
-            budget = _Budget(options, started, result)
+            self.read(_check_expanded)
+            self.files.remove_dead_ingests()
             if options.full:
-                self.write(garbage.recount)
-                self.write(garbage.unlink_unreachable)
+                self._count_again()
             self._rows(budget)
             self._files(budget)
-            if (options.full or was_killed) and not budget.spent():
-                self._sweep([digest for digest, _ in self._orphans(options)], budget)
+            if options.full or was_killed:
                 self.files.empty_trash()
+                was_killed = not self._sweep([digest for digest, _ in self._orphans(options)], budget)
             result.foreign = tuple(self.files.foreign()) if options.full else ()
-            result.complete = not budget.spent()
+            if not was_killed:
+                os.truncate(self._run_lock(), 0)
+        if budget.stopped:
+            result.remaining_bytes = sum(self.plan(options).freed.values())
+            result.complete = not result.remaining_bytes
         result.kept_bytes = self.read(blobs.totals)[1]
-        result.remaining_bytes = sum(self.plan(GcOptions()).freed.values())
-        result.duration_s = time.monotonic() - started
+        result.duration_s = time.monotonic() - budget.started
         return result
 
-    def _check_expanded(self) -> None:
-        blind = self.read(garbage.unexpanded)
-        if blind is not None:
-            raise FailedPreconditionError(
-                f"the edges of {blind} are not recorded, so what it needs can't be told from garbage; "
-                "run imgdb check --repair"
-            )
+    def _count_again(self) -> None:
+        """Asked first, for asking locks nobody out."""
+        if self.read(garbage.miscounted):
+            self.write(garbage.recount)
+        if self.read(garbage.unreachable):
+            self.write(garbage.unlink_unreachable)
+
+    def _holds(self) -> tuple[Collection[str], set[Digest], list[Digest]]:
+        """Names of living holds, what they list, and what dead ones list.
+
+        Where the lock can't be had for want of rights nobody can be told that; a medium that
+        nobody can write has no operations.
+        """
+        try:
+            return self.files.living_holds(), self.files.held(), self.files.dead_holds()
+        except OSError as error:
+            if error.errno not in {errno.EROFS, errno.EACCES, errno.EPERM}:
+                raise
+            return (), set(), []
 
     def _rows(self, budget: _Budget) -> None:
-        living = self.files.living_holds()
-        budget.result.expired_leases = self.write(partial(_expire, living=living))
-        while not budget.spent():
-            step = min(_BATCH, budget.left())
-            taken = self.write(partial(garbage.collect, limit=step))
+        now, living = now_us(), self.files.living_holds()
+        budget.result.expired_leases = self.write(partial(_expire, now=now, living=living))
+        while step := budget.allows(budget.rows, _BATCH):
+            taken = self.write(partial(_collect, limit=step))
             if not taken:
-                break
+                return
             budget.rows += len(taken)
 
     def _files(self, budget: _Budget) -> None:
-        doomed = self.read(garbage.doomed)
-        self._sweep(doomed, budget)
+        self._sweep(self.read(garbage.doomed), budget)
         dead = self.files.dead_holds()
-        self._sweep(dead, budget)
-        if not budget.spent():
-            self.files.reap_holds()
+        if self._sweep(dead, budget):
+            self.files.reap_holds(dead)
 
-    def _sweep(self, digests: Sequence[Digest], budget: _Budget) -> None:
-        known = self._known
-        for start in range(0, len(digests), SWEEP_BATCH):
-            if budget.out_of_time():
-                return
-            batch = digests[start : start + SWEEP_BATCH]
-            budget.result.freed |= self.files.sweep(batch, known)
-            # Gone, or needed again by a row: either way nothing is left to be swept.
-            back = known(batch)
-            done = [digest for digest in batch if digest in back or self.files.stat(digest) is None]
-            self.write(partial(garbage.undoom, digests=done))
+    def _sweep(self, digests: Sequence[Digest], budget: _Budget) -> bool:
+        """Whether all of them were looked at."""
+        pending = list(digests)
+        while pending:
+            step = budget.allows(len(budget.result.freed), SWEEP_BATCH)
+            if not step:
+                return False
+            batch, pending = pending[:step], pending[step:]
+            budget.result.freed |= self.files.sweep(batch, self._known)
+            gone = [digest for digest in batch if self.files.stat(digest) is None]
+            self.write(partial(garbage.undoom, digests=batch, gone=gone))
+        return True
 
     def _known(self, digests: Collection[Digest]) -> set[Digest]:
         found: set[Digest] = self.read(lambda c: blobs.known(c, digests))
@@ -234,43 +246,65 @@ class Collector:
             with contextlib.suppress(OSError):  # a full disk: the mark is a help, not a need
                 os.pwrite(fd, _RUNNING, 0)
             yield was_killed
-            os.ftruncate(fd, 0)
         finally:
             os.close(fd)
 
 
 @dataclass(slots=True)
 class _Budget:
-    """How much a run may still do."""
+    """How much a run may still do.
+
+    Attributes:
+        rows: how many blobs were taken down so far.
+        stopped: a limit was met.
+    """
 
     options: GcOptions
-    started: float
-    result: GcResult
+    result: GcResult = field(default_factory=GcResult)
+    started: float = field(default_factory=time.monotonic)
     rows: int = 0
+    stopped: bool = False
 
-    def left(self) -> int:
-        return _BATCH if self.options.max_delete is None else self.options.max_delete - self.rows
-
-    def out_of_time(self) -> bool:
+    def allows(self, done: int, most: int) -> int:
+        """How many more of something, at most `most`, when so many were done; 0 to stop."""
         limit = self.options.time_limit_s
-        return limit is not None and time.monotonic() - self.started >= limit
+        if limit is not None and time.monotonic() - self.started >= limit:
+            most = 0
+        if self.options.max_delete is not None:
+            most = max(0, min(most, self.options.max_delete - done))
+        self.stopped = self.stopped or not most
+        return most
 
-    def spent(self) -> bool:
-        return self.out_of_time() or self.left() <= 0
 
-
-def _expire(connection: Any, living: Collection[str]) -> int:
+def _expire(connection: Any, now: int, living: Collection[str]) -> int:
     """Delete the leases that are dead; few, so that one transaction does."""
-    dead = leases.dead(connection, now_us(), living)
+    dead = leases.dead(connection, now, living)
     for lease in dead:
         leases.remove(connection, lease)
     return len(dead)
 
 
-def _questions(connection: Any, living: Collection[str], gone: Collection[str]) -> tuple[Any, ...]:
-    dead = leases.dead(connection, now_us(), living)
+def _collect(connection: Any, limit: int) -> list[Garbage]:
+    _check_expanded(connection)
+    return garbage.collect(connection, limit)
+
+
+def _check_expanded(connection: Any) -> None:
+    blind = garbage.unexpanded(connection)
+    if blind is not None:
+        raise FailedPreconditionError(
+            f"the edges of {blind} are not recorded, so what it needs can't be told from garbage; "
+            "run imgdb check --repair"
+        )
+
+
+def _questions(
+    connection: Any, dead: Sequence[str], gone: Collection[str], *, full: bool
+) -> tuple[list[Garbage], Sequence[str], int, list[Digest]]:
+    _check_expanded(connection)
+    plan = garbage.plan_full if full else garbage.plan
     return (
-        garbage.plan(connection, dead=dead, gone=gone),
+        plan(connection, dead=dead, gone=gone),
         dead,
         blobs.totals(connection)[1],
         garbage.doomed(connection),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _NAME = "store.json"
-_WAY_OUT = "run imgdb db rebuild to make them fit again"
+WAY_OUT = "run imgdb db rebuild to make them fit again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,23 +126,25 @@ def check_owner(root: str) -> None:
         raise RefusedError(f"the store in {root} belongs to {owner(root)}; use sudo -u {owner(root)}")
 
 
-def check_writable(root: str, store: StoreFile, meta: Meta) -> None:
+def check_writable(root: str, store: StoreFile, meta: Meta | None) -> None:
     """Refuse to write when the halves don't fit; `store` was read before `meta`.
 
     Args:
         root: the store's directory, for messages.
         store: the file's half.
-        meta: the database's half.
+        meta: the database's half; None when it has none.
 
     Raises:
-        RefusedError: the database is another one, or an older one.
+        RefusedError: the database is another one, an older one, or an empty one.
     """
+    if meta is None:
+        raise RefusedError(f"the database of {root} was emptied, as by a reset of its host; {WAY_OUT}")
     if store.store_id != meta.store_id:
-        raise RefusedError(f"the database belongs to another store than {root}; {_WAY_OUT}")
+        raise RefusedError(f"the database belongs to another store than {root}; {WAY_OUT}")
     if meta.generation < store.generation:
         raise RefusedError(
             f"the database is older than the store in {root} (generation {meta.generation} < "
-            f"{store.generation}), as after restoring a backup; {_WAY_OUT}"
+            f"{store.generation}), as after restoring a backup; {WAY_OUT}"
         )
 
 
@@ -153,7 +155,7 @@ def check_new(root: str) -> None:
         RefusedError: ``blobs/`` is filled; the first garbage collection would empty it.
     """
     if _has_blobs(root):
-        raise RefusedError(f"{root}/blobs is filled, but there is no database for it; {_WAY_OUT}")
+        raise RefusedError(f"{root}/blobs is filled, but there is no database for it; {WAY_OUT}")
 
 
 def _has_blobs(root: str) -> bool:
@@ -163,5 +165,5 @@ def _has_blobs(root: str) -> bool:
 def _absent(root: str) -> str:
     with contextlib.suppress(OSError):
         if _has_blobs(root):
-            return f"{root} has blobs but no {_NAME}; {_WAY_OUT}"
+            return f"{root} has blobs but no {_NAME}; {WAY_OUT}"
     return f"there is no store in {root} yet; imgdb import makes one"

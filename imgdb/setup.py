@@ -1,4 +1,4 @@
-"""Making a store, finding its database, and bringing that up to date.
+"""Making a store, and finding its database; `imgdb.upkeep` brings that up to date.
 
 Nobody migrates by surprise: a database is made with a new store, and upgraded on request.
 Source: design §3 (end), §4.10, §6.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from imgdb import mirror, pair
 from imgdb.content.disk import DiskBlobStore
 from imgdb.db import engine, schema
+from imgdb.errors import NotFoundError, SchemaError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -45,7 +46,7 @@ def create(root: str, db: str | None, *, durable: bool) -> None:
         finally:
             database.dispose()
         mirror.write_layout(root, durable=durable)
-        mirror.write_index(root, [], durable=durable)
+        mirror.write_index(root, [], store_id=store_id, generation=0, durable=durable)
         pair.write(root, replace(half, store_id=store_id), durable=durable)
 
 
@@ -59,32 +60,22 @@ def connect(root: str, db: str | None, *, create: bool = False) -> Engine:
     return engine.own_engine(path, create=create)
 
 
-def upgrade_database(path: str | None = None, db: str | None = None) -> tuple[str | None, str]:
-    """Bring the database of a store to this imgdb's schema.
-
-    Args:
-        path: the store's directory; None for the default one.
-        db: path or URL of its database, when the store does not remember it.
-
-    Returns:
-        The revisions before and after.
+def check_database(root: str, database: Engine) -> None:
+    """See whether the database of a store that exists can be used at all.
 
     Raises:
-        NotFoundError: there is no store.
-        RefusedError: it is another user's.
-        SchemaError: the database is newer than this imgdb.
+        SchemaError: it is lost or empty, or of another version; the message names the way out.
+        RefusedError: it can't be opened.
+        DataLossError: it is damaged.
     """
-    root = os.path.abspath(path or default_root())
-    half = pair.read(root)
-    pair.check_owner(root)
-    database = connect(root, db or half.database)
+    name = engine.describe(database)
     try:
         with engine.read(database) as connection:
-            before = schema.current(connection)
-        engine.run_write(database, schema.upgrade)
-    finally:
-        database.dispose()
-    return before, schema.HEAD
+            if schema.current(connection) is None:
+                raise SchemaError(f"{name}, the database of {root}, has no imgdb tables; {pair.WAY_OUT}")
+            schema.check(connection, writing=False)
+    except NotFoundError:
+        raise SchemaError(f"{name}, the database of {root}, is not there; {pair.WAY_OUT}") from None
 
 
 def _set_up(connection: Connection, root: str, store_id: str) -> str:

@@ -15,12 +15,15 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
 from imgdb import describe, df, mirror, pair, prune, setup
 from imgdb.access import Access
+from imgdb.check.report import CheckOptions
+from imgdb.check.walk import Checker
 from imgdb.content.disk import DiskBlobStore
-from imgdb.db import blobs, engine, events, history, images, leases, naming, schema
+from imgdb.db import blobs, engine, events, history, images, leases, naming, pins, schema
 from imgdb.db import why as reasons
 from imgdb.db.sql import now_us
 from imgdb.errors import BusyError, ImgdbError, NotFoundError, RefusedError
@@ -31,6 +34,7 @@ from imgdb.gc import Collector, GcOptions, GcPlan, GcResult
 from imgdb.importer import rows, walk
 from imgdb.importer.commit import commit
 from imgdb.importer.plan import ImportOptions
+from imgdb.leasing import Leasing
 from imgdb.oci.digest import Digest
 from imgdb.oci.platform import preference_key
 from imgdb.oci.reference import parse_normalized
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+    from imgdb.check.report import CheckReport
     from imgdb.db.events import EventRecord
     from imgdb.db.history import Period, Restored
     from imgdb.db.images import ImageRecord
@@ -60,7 +65,7 @@ logging.getLogger("imgdb").addHandler(logging.NullHandler())
 _log = logging.getLogger("imgdb")
 
 
-class ImageStore:
+class ImageStore(Leasing):
     """One store and its database; make it with `open`."""
 
     def __init__(self, root: str, half: pair.StoreFile, database: Engine, *, durable: bool = True) -> None:
@@ -98,8 +103,7 @@ class ImageStore:
         half = pair.read(root)
         database = setup.connect(root, db or half.database)
         try:
-            with engine.read(database) as connection:
-                schema.check(connection, writing=False)
+            setup.check_database(root, database)
         except BaseException:
             database.dispose()
             raise
@@ -138,12 +142,14 @@ class ImageStore:
         Raises:
             NoImageError: the input is no image archive.
             BadArchiveError: it is a damaged or forbidden one.
-            NotFoundError: no such file, or a requested platform is not in it.
+            NotFoundError: no such file or lease, or a requested platform is not in it.
             RefusedError: a name points elsewhere and may not move, or the store can't be written.
             BusyError: the database was locked too long.
         """
         options = options or ImportOptions()
         self._check_writable()
+        if options.lease is not None:
+            self._read(partial(leases.changeable, lease_id=options.lease))
         staged = walk.stage(
             self._blobs,
             walk.Rows(self._ask(blobs.find), self._ask(blobs.known), self._damaged),
@@ -160,7 +166,7 @@ class ImageStore:
                 with engine.read(self._engine) as connection:
                     loaded = rows.compare(connection, staged.plan.images)
             else:
-                loaded = commit(self._write, staged, replace=options.replace)
+                loaded = commit(self._write, staged, replace=options.replace, into=options.lease)
         except BaseException:
             staged.release()
             self._blobs.sweep(staged.placed, self._ask(blobs.known))
@@ -461,6 +467,33 @@ class ImageStore:
         except BusyError:
             return 0
 
+    def check(self, options: CheckOptions | None = None, *, reporter: Reporter = SILENT) -> CheckReport:
+        """Compare rows, files, hashes, edges and counters with each other; safe beside everything.
+
+        Writes only what it learns: when a blob was verified, and that one is damaged, so that
+        importing its image again heals it. A store that can't be written is only looked at.
+
+        Args:
+            options: how deep, how long, and whether to repair.
+            reporter: told about progress.
+
+        Raises:
+            RefusedError: a repair of a store that may not be written.
+            BadArchiveError, NoImageError, NotFoundError: an archive to restore from is none.
+            BusyError: the database was locked too long.
+        """
+        options = options or CheckOptions()
+        if options.mends:
+            self._check_writable()
+        return Checker(self._access(), options, reporter, records=self._may_write()).run()
+
+    def _may_write(self) -> bool:
+        try:
+            self._check_writable()
+        except RefusedError:
+            return False
+        return self._can_write()
+
     # -- transactions ------------------------------------------------------------------------
 
     def _access(self) -> Access:
@@ -491,7 +524,7 @@ class ImageStore:
             self._check_pair(connection, half)
 
     def _check_pair(self, connection: Connection, half: pair.StoreFile) -> None:
-        pair.check_writable(self.root, half, schema.read_meta(connection))
+        pair.check_writable(self.root, half, schema.find_meta(connection))
 
     def _write(
         self,
@@ -525,23 +558,33 @@ class ImageStore:
         try:
             with pair.index_lock(self.root):
                 if changed:
-                    self._mirror(changed, generation)
+                    self._mirror(changed)
                 pair.advance(self.root, generation, durable=self._durable)
         except (OSError, ImgdbError) as error:
             _log.warning("the mirror of names in %s was not written: %s", self.root, error)
 
-    def _mirror(self, changed: Collection[str], generation: int) -> None:
+    def _mirror(self, changed: Collection[str]) -> None:
         with engine.read(self._engine) as connection:
             few = images.count(connection) <= mirror.LIMIT
             if few:
                 records = images.listing(connection)
             else:
                 found = images.by_names(connection, changed)
+            pinned = pins.pinned(connection)
+            # As it is now: somebody else's commit may be among what was read.
+            meta = schema.read_meta(connection)
         if few:
-            mirror.write_index(self.root, records, durable=self._durable)
+            mirror.write_index(
+                self.root,
+                records,
+                store_id=meta.store_id,
+                generation=meta.generation,
+                pinned=pinned,
+                durable=self._durable,
+            )
         else:
             lines = {name: found.get(name) for name in changed}
-            mirror.append(self.root, lines, generation, durable=self._durable)
+            mirror.append(self.root, lines, meta.generation, pinned=pinned, durable=self._durable)
 
 
 def _blob_or_target(connection: Connection, argument: str) -> blobs.BlobRow:

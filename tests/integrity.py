@@ -24,6 +24,7 @@ from imgdb.oci.spec import Descriptor
 
 TEXT_LIMIT = 4 << 20
 DOCUMENTS = ("manifest", "index")
+PIN = "io.imgdb.pinned"
 PASSING = ("ingest", "holds", "trash")
 FILES = {
     *PASSING,
@@ -87,7 +88,9 @@ class _Checker:
         for folder in PASSING:
             yield from (f"left over: {folder}/{name}" for name in os.listdir(self.root / folder))
         yield from (f"stray file: {name}" for name in os.listdir(self.root) if name not in FILES)
-        there = {row[0] for row in self.db.execute("SELECT id FROM imgdb_leases")}
+        there = {
+            row["id"] for row in self.db.execute("SELECT * FROM imgdb_leases") if PIN not in row["labels"]
+        }
         yield from (f"lease left over: {lease}" for lease in there ^ leases)
 
     def files(self, *, garbage_files):

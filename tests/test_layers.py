@@ -99,7 +99,11 @@ def upward(module, names, order, folders):
         target = parts[1]
         if target == mine:
             inside = ranks(folders.get(mine, ()))
-            if len(parts) > 2 and inside and inside.get(parts[2], sys.maxsize) >= inside.get(inner, sys.maxsize):
+            if (
+                len(parts) > 2
+                and inside
+                and inside.get(parts[2], sys.maxsize) >= inside.get(inner, sys.maxsize)
+            ):
                 found.append(name)
         elif order.get(target, sys.maxsize) >= order[mine]:
             found.append(name)
@@ -162,7 +166,18 @@ def test_upward_imports_are_seen(module, source, wrong):
 def test_the_core_is_pure(module):
     """No files, no SQL, no processes: only host.py asks the machine."""
     tops = {name.split(".")[0] for name in imported(module)}
-    impure = {"os", "sys", "io", "pathlib", "shutil", "subprocess", "socket", "tempfile", "fcntl", "time"} | SQL
+    impure = {
+        "os",
+        "sys",
+        "io",
+        "pathlib",
+        "shutil",
+        "subprocess",
+        "socket",
+        "tempfile",
+        "fcntl",
+        "time",
+    } | SQL
     assert tops & impure == ({"os", "sys"} if module == "oci/host.py" else set())
     assert "open" not in set(calls(tree_of(module))) or module == "oci/host.py"
 

@@ -8,12 +8,14 @@ which ones try to leave. Source: design §7, specification §6.2, reliability D1
 from __future__ import annotations
 
 import os
+import select
 import stat
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from imgdb.archive.compression import Compression, open_decompressed
+from imgdb.archive.stream import filler
 from imgdb.archive.tar import MemberKind, TarReader
 from imgdb.errors import BadArchiveError, ImgdbError, NoImageError, NotFoundError
 
@@ -80,17 +82,19 @@ class _Metered:
 
     def __init__(self, raw: BinaryIO, advance: Callable[[int], None]) -> None:
         self._raw = raw
+        self._fill = filler(raw)
         self._advance = advance
 
     def readinto(self, buffer: memoryview) -> int:
-        count: int = self._raw.readinto(buffer) or 0  # type: ignore[attr-defined]
-        self._advance(count)
-        return count
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._raw.read(size) or b""
-        self._advance(len(data))
-        return data
+        while True:
+            try:
+                count = self._fill(buffer)
+            except BlockingIOError:
+                # Whoever started us may have left standard input non-blocking.
+                select.select([self._raw], [], [])
+            else:
+                self._advance(count)
+                return count
 
 
 class TarSource:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from imgdb.cli.context import Settings, format_option, pass_settings
-from imgdb.cli.output import Column, emit
-from imgdb.cli.printable import human_size, rfc3339
+from imgdb.cli.context import Settings, format_option, format_option_of, pass_settings
+from imgdb.cli.groups import Group
+from imgdb.cli.output import Column, emit, say
+from imgdb.cli.printable import human_size, printable, rfc3339
+from imgdb.cli.streams import STDOUT, blame
+from imgdb.errors import RefusedError
 
 if TYPE_CHECKING:
     from imgdb.results import BlobInfo
 
+_SHOWN_ON_TERMINAL = 8 << 20  # no document is larger
 
-@click.group()
+
+@click.group(cls=Group)
 def blob() -> None:
-    """Look at blobs: ls, stat, cat (ctr content)."""
+    """Look at the bytes below the images: manifests, indexes, configs, layers (ctr content)."""
 
 
 def _record(info: BlobInfo) -> dict[str, Any]:
@@ -38,16 +43,15 @@ def _record(info: BlobInfo) -> dict[str, Any]:
 
 @blob.command("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Digests only.")
-@click.option("--absent", is_flag=True, help="Blobs that images refer to and that are not here.")
+@click.option("--absent", is_flag=True, help="Instead, blobs that images refer to and that are not here.")
 @format_option
 @pass_settings
 def ls(settings: Settings, /, quiet: bool, absent: bool, format_: str) -> None:
-    """List blobs."""
+    """List blobs that are here, by digest."""
     with settings.open() as store:
         records = [_record(info) for info in store.blobs() if info.present != absent]
     if quiet:
-        for record in records:
-            click.echo(record["digest"])
+        emit(records, format="{{.digest}}", columns=[])
         return
     columns = [
         Column("DIGEST", lambda item: item["digest"]),
@@ -61,23 +65,44 @@ def ls(settings: Settings, /, quiet: bool, absent: bool, format_: str) -> None:
 
 @blob.command("stat")
 @click.argument("digest")
-@click.option("--format", "format_", default="json", metavar="FORMAT", help="json, jsonl or a template.")
+@format_option_of("json (default), jsonl, or a template such as '{{.size}}'.", default="json", table=False)
 @pass_settings
 def stat(settings: Settings, /, digest: str, format_: str) -> None:
-    """Show a blob's row."""
+    """Show what is recorded about a blob.
+
+    DIGEST may be the beginning of one.
+    """
     with settings.open() as store:
         record = _record(store.blob(digest))
-    emit([record], format=format_, columns=[Column("DIGEST", lambda item: item["digest"])])
+    emit([record], format=format_, columns=[])
 
 
 @blob.command("cat")
 @click.argument("digest")
 @pass_settings
 def cat(settings: Settings, /, digest: str) -> None:
-    """Write a blob's bytes to standard output."""
-    from imgdb.archive.sink import PipeSink  # noqa: PLC0415 - not needed for help
+    """Write a blob's bytes to standard output.
 
-    with settings.open() as store, store.open_blob(digest) as file:
-        size = os.fstat(file.fileno()).st_size
+    To a terminal only text is written, with control characters escaped.
+    """
+    with settings.open() as store, store.open_blob(digest) as file, blame(STDOUT):
+        if sys.stdout.isatty():
+            _show(file)
+            return
+        from imgdb.archive.sink import PipeSink  # noqa: PLC0415 - not needed for help
+
         sys.stdout.flush()
+        size = os.fstat(file.fileno()).st_size
         PipeSink(sys.stdout.fileno()).copy(file.fileno(), size, lambda _count: None)
+
+
+def _show(file: BinaryIO) -> None:
+    data = file.read(_SHOWN_ON_TERMINAL + 1)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text or len(data) > _SHOWN_ON_TERMINAL:
+        raise RefusedError("refusing to write bytes that are no text to a terminal; redirect them")
+    for line in text.splitlines():
+        say(printable(line))

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgdb.cli.context import (
-    PlatformType,
-    Settings,
-    complete_images,
-    format_option,
-    note,
-    pass_settings,
-)
-from imgdb.cli.filters import select, sort_key
-from imgdb.cli.output import Column, emit
+from imgdb.cli.context import Settings, complete_images, format_option_of, note, pass_settings
+from imgdb.cli.defaults import has_store, other_store
+from imgdb.cli.groups import Verb
+from imgdb.cli.output import Column, emit, say
+from imgdb.cli.params import Failures, OnePlatformType
 from imgdb.cli.printable import human_duration, human_size, rfc3339
 from imgdb.cli.times import parse_rfc3339
-from imgdb.errors import ImgdbError, InvalidArgumentError, NotFoundError
+from imgdb.errors import ImgdbError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from imgdb.describe import HistoryEntry, ImageSummary
+    from imgdb.oci.platform import Platform
 
 _SHORT = 12
+_COMMAND_WIDTH = 45
+_SORT_KEYS = ("created", "name", "repository", "tag", "id", "size", "last-used")
+_NO_PLATFORM = "The image of this platform, for an index.  [default: the best for this host]"
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("reference", required=False, shell_complete=complete_images)
 @click.option(
     "-a", "--all", "every", is_flag=True, help="Accepted for docker's sake: dangling images are always shown."
 )
-@click.option("-q", "--quiet", is_flag=True, help="Image IDs only.")
+@click.option("-q", "--quiet", is_flag=True, help="IDs only.")
 @click.option("--digests", is_flag=True, help="Show digests.")
 @click.option("--no-trunc", is_flag=True, help="Whole IDs.")
 @click.option(
@@ -44,53 +42,54 @@ _SHORT = 12
     "filters",
     multiple=True,
     metavar="KEY=VALUE",
-    help="dangling, label, label!, before, since, until, reference.",
+    help="Only those with: dangling=true, label=K[=V], label!=K[=V], before=NAME, since=NAME, "
+    "until=TIME, reference=PATTERN; repeatable.",
 )
 @click.option(
     "--sort",
+    type=click.Choice(_SORT_KEYS),
     default="created",
-    show_default=True,
-    help="created, name, repository, tag, id, size or last-used.",
+    metavar="KEY",
+    help="created (default), name, repository, tag, id, size or last-used.",
 )
-@format_option
+@format_option_of("table, json, jsonl, or a template such as '{{.Repository}}:{{.Tag}}'.")
 @pass_settings
 def images(settings: Settings, /, reference: str | None, **options: Any) -> None:
-    """List images (docker images)."""
-    key = sort_key(options["sort"])
+    """List images (docker images).
+
+    REFERENCE is a name, a repository, or a pattern of one such as 'example.org/*'.
+    """
+    from imgdb.cli.filters import select, sort_key  # noqa: PLC0415 - not needed for help
+
     filters = [*options["filters"], *([f"reference={reference}"] if reference else [])]
-    try:
-        with settings.open() as store:
-            found = store.images()
-            root = store.root
-    except NotFoundError:
-        _hint(settings, None)
-        raise
-    if not found:
-        _hint(settings, root)
-    records = [_image_record(summary) for summary in sorted(select(found, filters), key=key)]
+    found = select(_all_images(settings), filters)
+    records = [_image_record(summary) for summary in sorted(found, key=sort_key(options["sort"]))]
+    full = options["no_trunc"]
     if options["quiet"]:
-        ids = dict.fromkeys(record["id"] for record in records)
-        for digest in ids:
-            click.echo(digest if options["no_trunc"] else _short(digest))
+        for digest in dict.fromkeys(record["id"] for record in records):
+            say(digest if full else _short(digest))
         return
-    columns = _image_columns(digests=options["digests"], full=options["no_trunc"])
     emit(
         records,
         format=options["format_"],
-        columns=columns,
-        template_fields=_template_fields(full=options["no_trunc"]),
+        columns=_image_columns(digests=options["digests"], full=full),
+        template_fields=_image_fields(full=full),
         headers={"ID": "IMAGE ID", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT"},
     )
 
 
-def _hint(settings: Settings, /, root: str | None) -> None:
-    """Root and its user have different default stores; a mix-up looks like lost images."""
-    if settings.store is not None or os.environ.get("IMGDB_STORE"):
-        return
-    own = os.path.expanduser(f"~{os.environ.get('SUDO_USER', '')}/.local/share/imgdb")
-    other = own if os.geteuid() == 0 else "/var/lib/imgdb"
-    if other != root and os.path.exists(os.path.join(other, "store.json")):
-        note(f"there is another store in {other}; see it with --store {other}", settings)
+def _all_images(settings: Settings) -> list[ImageSummary]:
+    """All images; where there are none, a hint at the other default store: a mix-up looks like a loss."""
+    root = None
+    found: list[ImageSummary] = []
+    try:
+        with settings.open() as store:
+            found, root = store.images(), store.root
+    finally:
+        other = None if found or settings.store else other_store(root)
+        if other is not None:
+            note(f"there is another store in {other}; see it with --store {other}", settings)
+    return found
 
 
 def _image_record(summary: ImageSummary) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def _image_columns(*, digests: bool, full: bool) -> list[Column]:
     ]
 
 
-def _template_fields(*, full: bool) -> Mapping[str, Any]:
+def _image_fields(*, full: bool) -> Mapping[str, Any]:
     return {
         "ID": lambda image: image["id"] if full else _short(image["id"]),
         "Repository": lambda image: image["repository"] or "<none>",
@@ -149,54 +148,51 @@ def _template_fields(*, full: bool) -> Mapping[str, Any]:
     }
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_images)
-@click.option("--platform", type=PlatformType(), help="Show the image of this platform.")
-@click.option(
-    "-f", "--format", "format_", default="json", metavar="FORMAT", help="json, jsonl or a template."
+@click.option("--platform", type=OnePlatformType(), help=_NO_PLATFORM)
+@format_option_of(
+    "json (default), jsonl, or a template such as '{{.Id}}'.", "-f", default="json", table=False
 )
 @pass_settings
-def inspect(settings: Settings, /, names: tuple[str, ...], platform: Any, format_: str) -> None:
-    """Show everything about images (docker inspect)."""
-    if format_ == "table":
-        raise InvalidArgumentError("inspect has no table; use json, jsonl or a template")
+def inspect(settings: Settings, /, names: tuple[str, ...], platform: Platform | None, format_: str) -> None:
+    """Show everything about images, as JSON (docker inspect)."""
+    failures = Failures(settings)
+    records = []
     with settings.open() as store:
-        records = [store.inspect(name, platform[0] if platform else None) for name in names]
+        for name in names:
+            try:
+                records.append(store.inspect(name, platform))
+            except ImgdbError as error:
+                failures.add(error)
     emit(records, format=format_, columns=[])
+    failures.leave()
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("name", shell_complete=complete_images)
-@click.option("-H/--no-human", "--human/", "human", default=True, help="Sizes and dates for people.")
+@click.option("-H", "--human/--no-human", default=True, help="Sizes and dates for people.  [default: yes]")
 @click.option("--no-trunc", is_flag=True, help="Whole commands and digests.")
-@click.option("-q", "--quiet", is_flag=True, help="Layer digests only.")
-@click.option("--platform", type=PlatformType(), help="The history of this platform's image.")
-@format_option
+@click.option("-q", "--quiet", is_flag=True, help="Digests of layers only.")
+@click.option("--platform", type=OnePlatformType(), help=_NO_PLATFORM)
+@format_option_of("table, json, jsonl, or a template such as '{{.CreatedBy}}'.")
 @pass_settings
 def history(
     settings: Settings, /, name: str, human: bool, no_trunc: bool, quiet: bool, **options: Any
 ) -> None:
     """Show how an image was made, newest step first (docker history)."""
-    platform = options["platform"]
     with settings.open() as store:
-        entries = store.history(name, platform[0] if platform else None)
-    records = [_history_record(entry) for entry in entries]
+        records = [_history_record(entry) for entry in store.history(name, options["platform"])]
     if quiet:
         for record in records:
-            click.echo(_layer(record, full=no_trunc))
+            say(_layer(record, full=no_trunc))
         return
     emit(
         records,
         format=options["format_"],
         columns=_history_columns(human=human, full=no_trunc),
-        template_fields={
-            "ID": lambda step: _layer(step, full=no_trunc),
-            "CreatedSince": lambda step: _since(step["created"]),
-            "CreatedAt": lambda step: step["created"],
-            "CreatedBy": lambda step: step["created_by"],
-            "Size": lambda step: human_size(step["size"]) if human else step["size"],
-            "Comment": lambda step: step["comment"],
-        },
+        template_fields=_history_fields(human=human, full=no_trunc),
+        headers={"CreatedSince": "CREATED"},
     )
 
 
@@ -216,34 +212,48 @@ def _layer(step: Mapping[str, Any], *, full: bool) -> str:
     return str(step["layer"]) if full else _short(step["layer"])
 
 
+def _command(step: Mapping[str, Any], *, full: bool) -> str:
+    text = str(step["created_by"])
+    return text if full or len(text) <= _COMMAND_WIDTH else text[: _COMMAND_WIDTH - 1] + "…"
+
+
+def _history_fields(*, human: bool, full: bool) -> Mapping[str, Any]:
+    """Docker's fields."""
+    return {
+        "ID": lambda step: _layer(step, full=full),
+        "CreatedSince": lambda step: _since(step["created"]),
+        "CreatedAt": lambda step: step["created"] or "N/A",
+        "CreatedBy": lambda step: _command(step, full=full),
+        "Size": lambda step: human_size(step["size"]) if human else step["size"],
+        "Comment": lambda step: step["comment"],
+    }
+
+
 def _history_columns(*, human: bool, full: bool) -> list[Column]:
-    width = 45
-
-    def command(step: Mapping[str, Any]) -> str:
-        text = str(step["created_by"])
-        return text if full or len(text) <= width else text[: width - 1] + "…"
-
+    fields = _history_fields(human=human, full=full)
     return [
-        Column("LAYER", lambda step: _layer(step, full=full)),
-        Column("CREATED", lambda step: _since(step["created"]) if human else step["created"] or "N/A"),
-        Column("CREATED BY", command),
-        Column("SIZE", lambda step: human_size(step["size"]) if human else step["size"]),
-        Column("COMMENT", lambda step: step["comment"]),
+        Column("LAYER", fields["ID"]),
+        Column("CREATED", fields["CreatedSince" if human else "CreatedAt"]),
+        Column("CREATED BY", fields["CreatedBy"]),
+        Column("SIZE", fields["Size"]),
+        Column("COMMENT", fields["Comment"]),
     ]
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("name", shell_complete=complete_images)
 @pass_settings
-@click.pass_context
-def exists(ctx: click.Context, settings: Settings, name: str) -> None:
-    """Exit with 0 when NAME is here, with 1 when it is not, with more when that can't be told."""
+def exists(settings: Settings, /, name: str) -> None:
+    """Exit with 0 when NAME is here, with 1 when it is not (podman image exists).
+
+    Any other code means that it can't be told.
+    """
+    settings.least_code = 2  # 1 is an answer here, so trouble needs another code
     try:
         with settings.open() as store:
-            ctx.exit(0 if store.exists(name) else 1)
+            found = store.exists(name)
     except NotFoundError:
-        ctx.exit(1)
-    except ImgdbError as error:
-        # 1 is an answer here, so trouble needs another code.
-        error.exit_code = max(error.exit_code, 2)
-        raise
+        if has_store(settings.root):
+            raise  # its database is what was not found
+        found = False
+    raise click.exceptions.Exit(0 if found else 1)

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import platform
-import sqlite3
-from dataclasses import asdict
-
 import click
 
 from imgdb import __version__
-from imgdb.cli.context import Settings, pass_settings
-from imgdb.cli.output import Column, emit, table_lines
+from imgdb.cli.context import Settings, format_option_of, pass_settings
+from imgdb.cli.groups import Verb
+from imgdb.cli.output import emit, say, table_lines
 from imgdb.cli.printable import printable
 
 
-@click.command()
-@click.option(
-    "--format", "format_", default="table", metavar="FORMAT", help="table, json, jsonl or a template."
-)
+@click.command(cls=Verb)
+@format_option_of("table, json, jsonl, or a template such as '{{.root}}'.")
 @pass_settings
 def info(settings: Settings, /, format_: str) -> None:
     """Show where the store is and what is in it."""
+    import platform  # noqa: PLC0415 - not needed for help
+    from dataclasses import asdict  # noqa: PLC0415
+
     with settings.open() as store:
         record = {
             **asdict(store.info()),
             "imgdb": __version__,
             "python": platform.python_version(),
-            "sqlite": sqlite3.sqlite_version,
         }
     if format_ != "table":
-        emit([record], format=format_, columns=[Column("STORE", lambda item: item["root"])])
+        emit([record], format=format_, columns=[])
         return
-    for line in table_lines(
-        [f"{key.replace('_', ' ')}:", printable(str(value))] for key, value in record.items()
-    ):
-        click.echo(line)
+    rows = [[f"{key.replace('_', ' ')}:", printable(str(value))] for key, value in record.items()]
+    for line in table_lines(rows):
+        say(line)

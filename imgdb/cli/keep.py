@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from imgdb.cli import reports
 from imgdb.cli.context import Settings, complete_images, format_option, note, pass_settings
-from imgdb.cli.output import Column, emit
+from imgdb.cli.groups import Verb
+from imgdb.cli.output import Column, emit, say
 from imgdb.cli.printable import human_size, json_text, printable, rfc3339
+from imgdb.cli.report import Sink
 from imgdb.cli.times import parse_duration, parse_moment
 from imgdb.errors import InvalidArgumentError
 
@@ -21,7 +24,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     return None if value is None else parse_duration(value) / 1e6
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be freed, exactly.")
 @click.option("--full", is_flag=True, help="Also list all files, recount, and mark from the roots.")
 @click.option("--explain", is_flag=True, help="Say for each blob why it goes or stays.")
@@ -51,20 +54,20 @@ def gc(
         plan = store.plan_gc(chosen) if dry_run or explain else None
         if explain:
             for line in reports.explain(plan, store.kept_by()):
-                click.echo(line, err=as_json)
+                (Sink(sys.stderr).line if as_json else say)(line)
         report = reports.gc_plan(plan) if dry_run else reports.gc_result(store.gc(chosen))
         size = store.info().blob_bytes
     if textfile and not dry_run:
         reports.write_textfile(textfile, report, size)
     if as_json:
-        click.echo(json_text(report))
+        say(json_text(report))
     else:
-        click.echo(reports.gc_line(report, dry_run=dry_run))
+        say(reports.gc_line(report, dry_run=dry_run))
     for path in report["foreign"]:
         note(f"{printable(path)} is no blob and was left alone", settings)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("name", metavar="DIGEST|NAME", shell_complete=complete_images)
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 @pass_settings
@@ -73,13 +76,13 @@ def why(settings: Settings, /, name: str, as_json: bool) -> None:
     with settings.open() as store:
         answer = store.why(name)
     if as_json:
-        click.echo(json_text(reports.why_record(answer)))
+        say(json_text(reports.why_record(answer)))
         return
     for line in reports.why_lines(answer):
-        click.echo(line)
+        say(line)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("-v", "--verbose", is_flag=True, help="Shared and unique sizes of each image.")
 @format_option
 @pass_settings
@@ -113,7 +116,7 @@ def df(settings: Settings, /, verbose: bool, format_: str) -> None:
     emit(records, format=format_, columns=columns)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("-a", "--all", "every", is_flag=True, help="Named images too, not only dangling ones.")
 @click.option("-f", "--force", is_flag=True, help="Don't ask.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show exactly what would be removed.")
@@ -149,7 +152,7 @@ def prune(
     if force:
         _show_prune(gone, freed, as_json=options["as_json"])
     else:
-        click.echo(f"Total reclaimed space: {human_size(freed)}")
+        say(f"Total reclaimed space: {human_size(freed)}")
 
 
 def _prune_options(every: bool, filters: tuple[str, ...]) -> PruneOptions:
@@ -179,9 +182,9 @@ def _show_prune(records: Any, freed: int, *, as_json: bool) -> None:
             {"name": r.name, "digest": str(r.target.digest), "updated_at": rfc3339(r.updated_at)}
             for r in records
         ]
-        click.echo(json_text({"images": listed, "freed_bytes": freed}))
+        say(json_text({"images": listed, "freed_bytes": freed}))
         return
     for record in records:
         word = "Deleted" if record.is_dangling else "Untagged"
-        click.echo(f"{word}: {printable(record.display_name)}")
-    click.echo(f"Total reclaimed space: {human_size(freed)}")
+        say(f"{word}: {printable(record.display_name)}")
+    say(f"Total reclaimed space: {human_size(freed)}")

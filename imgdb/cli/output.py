@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from imgdb.cli.printable import display_width, json_text
+from imgdb.cli.streams import STDOUT, blame
 from imgdb.cli.template import Template
 from imgdb.cli.values import shown
 from imgdb.errors import InvalidArgumentError
@@ -72,7 +73,15 @@ def emit(
         InvalidArgumentError: unknown format, or a template that asks for what is not there.
     """
     write = _writer(format)
-    write(records, _Context(columns, template_fields or {}, headers or {}, out or sys.stdout))
+    context = _Context(columns, template_fields or {}, headers or {}, out or sys.stdout)
+    with blame(STDOUT):
+        write(records, context)
+
+
+def say(text: str) -> None:
+    """Write a line of a result that has no formats; it must be printable already."""
+    with blame(STDOUT):
+        _Context((), {}, {}, sys.stdout).line(text)
 
 
 def table_lines(rows: Iterable[Sequence[str]]) -> Iterator[str]:

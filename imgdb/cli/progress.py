@@ -7,15 +7,14 @@ Source: design §7, ecosystem §1.2.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
-from contextlib import suppress
 from threading import RLock
 from typing import TYPE_CHECKING, Literal, NoReturn, TextIO, TypeAlias, get_args
 
 from imgdb.cli.printable import human_size, json_text, printable
+from imgdb.cli.report import Sink
 from imgdb.errors import InvalidArgumentError
 from imgdb.progress import Reporter
 
@@ -31,7 +30,6 @@ _EVENT_INTERVAL = 0.1  # seconds between two JSON events of a phase
 _DIGEST = re.compile(r"([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{20,}")  # 12 digits as docker's image IDs
 _MAX_LABEL = 40
 _CONSOLE = (79, 24)  # columns and rows of a terminal that does not tell
-_LOST = (OSError, ValueError)  # a broken pipe; a file that is closed, or can't encode the text
 
 
 def make_reporter(style: str = "auto", quiet: bool = False, stream: TextIO | None = None) -> Reporter:
@@ -54,54 +52,6 @@ def make_reporter(style: str = "auto", quiet: bool = False, stream: TextIO | Non
     if quiet or style == "none" or (style == "auto" and not sink.isatty()):
         return TextWarnings(sink)
     return PlainReporter(sink) if style == "plain" else BarReporter(sink)
-
-
-class Sink:
-    """A stream whose failures don't matter: what can't be written is dropped.
-
-    Args:
-        stream: None is what Python has for standard error when descriptor 2 was closed.
-    """
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
-        self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
-
-    def line(self, text: str) -> None:
-        """Write a line, in one call so that other threads' lines stay whole, and flush it."""
-        self.write(text + "\n")
-        self.flush()
-
-    def write(self, text: str) -> int:
-        """Write, or drop, the text."""
-        if self._stream is not None:
-            with suppress(*_LOST):
-                self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush what may be flushed."""
-        if self._stream is not None:
-            with suppress(*_LOST):
-                self._stream.flush()
-
-    def isatty(self) -> bool:
-        """Whether this is a terminal that is still there."""
-        with suppress(*_LOST):
-            return self._stream is not None and self._stream.isatty()
-        return False
-
-    def fileno(self) -> int:
-        """The descriptor, of which the bar asks the terminal's width; -1 when there is none."""
-        with suppress(*_LOST):
-            return -1 if self._stream is None else self._stream.fileno()
-        return -1
-
-    def has_size(self) -> bool:
-        """Whether the terminal knows its size; a serial console has 0 rows, where tqdm draws nothing."""
-        with suppress(*_LOST):
-            return min(os.get_terminal_size(self.fileno())) > 0
-        return False
 
 
 class TextWarnings(Reporter):

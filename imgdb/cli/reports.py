@@ -71,7 +71,7 @@ def explain(plan: GcPlan | None, kept: Mapping[Digest, Root]) -> Iterator[str]:
     for item in plan.garbage:
         if item.flat:
             yield f"kept {item.digest}: a flat lease lists it"
-        elif item.size:
+        elif item.present:
             yield f"freed {item.digest} ({human_size(item.size)}): no image, lease or document needs it"
     for digest, size in plan.waiting:
         yield f"freed {digest} ({human_size(size)}): left by an earlier collection or a dead import"

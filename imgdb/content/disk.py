@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 from blake3 import blake3
 
-from imgdb.content.holds import FileHold, digests_of, live_digests, living, locked
+from imgdb.content.holds import FileHold, digests_of, live_digests, living, locked, reap
 from imgdb.content.store import HEAD_SIZE, BlobStat, ByteSource, Staged
 from imgdb.errors import (
     FailedPreconditionError,
@@ -200,7 +200,7 @@ class DiskBlobStore:
 
     def held(self) -> set[Digest]:
         """Digests that live holds list at this moment."""
-        return self._holds(reap=False)[0]
+        return self._holds()[0]
 
     def living_holds(self) -> set[str]:
         """Names of the holds whose operation runs."""
@@ -215,15 +215,40 @@ class DiskBlobStore:
 
     def dead_holds(self) -> list[Digest]:
         """Digests that holds of dead processes list: files that may have no row."""
-        return sorted(self._holds(reap=False)[1])
+        return sorted(self._holds()[1])
 
-    def reap_holds(self) -> None:
-        """Remove the holds of dead processes; after what they list was swept."""
-        self._holds(reap=True)
-
-    def _holds(self, *, reap: bool) -> tuple[set[Digest], set[Digest]]:
+    def reap_holds(self, swept: Collection[Digest]) -> None:
+        """Remove those holds of dead processes of which everything was swept."""
         with locked(self.gc_lock, fcntl.LOCK_EX):
-            return live_digests(os.path.join(self.root, "holds"), reap=reap)
+            reap(os.path.join(self.root, "holds"), swept)
+
+    def remove_dead_ingests(self) -> None:
+        """Remove what imports that were killed had staged; the next import would do it too."""
+        _remove_dead(os.path.join(self.root, "ingest"))
+
+    def _holds(self) -> tuple[set[Digest], set[Digest]]:
+        with locked(self.gc_lock, fcntl.LOCK_EX):
+            return live_digests(os.path.join(self.root, "holds"), reap=False)
+
+    def quarantine(self, digest: Digest, seen: BlobStat | None) -> str | None:
+        """Move what lies under a digest to ``quarantine/``, unless it is held, or was replaced.
+
+        Args:
+            digest: of a blob whose bytes are wrong.
+            seen: the file, as it was when it was read; None for something that is no file.
+
+        Returns:
+            Where it is now; None when it stayed.
+        """
+        path = self.path(digest)
+        with locked(self.gc_lock, fcntl.LOCK_EX):
+            held, _ = live_digests(os.path.join(self.root, "holds"), reap=False)
+            if digest in held or self.stat(digest) != seen or not os.path.lexists(path):
+                return None
+            name = f"{digest.algorithm}-{digest.hex}.{secrets.token_hex(4)}"
+            target = os.path.join(self.root, "quarantine", name)
+            os.rename(path, target)
+            return target
 
     def foreign(self) -> list[str]:
         """Names below ``blobs/`` that are no blobs; nobody touches them."""
@@ -235,11 +260,12 @@ class DiskBlobStore:
         return sorted(path for path in found if path not in known)
 
     def empty_trash(self) -> None:
-        """Remove what a collector that was killed had renamed and not unlinked yet."""
-        trash = os.path.join(self.root, "trash")
-        for name in os.listdir(trash):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(trash, name))
+        """Unlink what was swept, also by a collector that was killed; others may do the same."""
+        with os.scandir(os.path.join(self.root, "trash")) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(entry.path)
 
     def _sweep_batch(
         self, candidates: list[Digest], known: Callable[[Collection[Digest]], Collection[Digest]]
@@ -256,7 +282,7 @@ class DiskBlobStore:
                     continue
                 os.rename(self.path(digest), os.path.join(trash, secrets.token_hex(8)))
                 freed[digest] = status.size
-        _empty(trash)
+        self.empty_trash()
         return freed
 
 
@@ -333,7 +359,9 @@ class DiskIngest:
     def close(self) -> None:
         """Remove the directory and everything left in it."""
         if self._fd >= 0:
-            _remove_flat(self._directory)
+            # What can't be removed is no reason to fail an import; the next one tries again.
+            with contextlib.suppress(OSError):
+                _remove_flat(self._directory)
             self.abandon()
 
     def abandon(self) -> None:
@@ -449,20 +477,77 @@ def write_durably(path: str, data: bytes, *, mode: int = 0o600, durable: bool = 
         sync_directory(os.path.dirname(path))
 
 
+def publish(temporary: str, path: str, *, durable: bool = True) -> None:
+    """Let a finished file appear under its name: fsync, rename, fsync the directory.
+
+    Raises:
+        OSError: it could not be done; the temporary file is gone.
+    """
+    try:
+        if durable:
+            fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        discard(temporary)
+        raise
+    if durable:
+        sync_directory(os.path.dirname(path))
+
+
+def create_private_file(path: str) -> None:
+    """Make a new, empty file of mode 0600 whatever the umask, to be opened by somebody else."""
+    os.mknod(path, stat.S_IFREG | 0o600)
+    os.chmod(path, 0o600)
+
+
+def set_aside(path: str, suffix: str) -> str:
+    """Rename a database that nobody uses, with the files that belong to it; returns its new path."""
+    for companion in ("-wal", "-shm", "-journal", ""):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path + companion, f"{path}.{suffix}{companion}")
+    return f"{path}.{suffix}"
+
+
+def discard(path: str) -> None:
+    """Unlink a file that may not be there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def _locked_directory(parent: str) -> tuple[str, int]:
     """A new directory under `parent`, flocked; again if a cleaner was faster than the lock."""
     while True:
         path = os.path.join(parent, secrets.token_hex(8))
         os.mkdir(path, 0o700)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            continue
+            fd = _open_locked(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+            raise
+        if fd is not None:
+            return path, fd
+
+
+def _open_locked(path: str) -> int | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         if _is_at(fd, path):
             os.fchmod(fd, 0o700)
-            return path, fd
+            return fd
+    except BaseException:
         os.close(fd)
+        raise
+    os.close(fd)
+    return None
 
 
 def _is_at(fd: int, path: str) -> bool:
@@ -496,15 +581,6 @@ def _remove_flat(path: str) -> None:
     for name in os.listdir(path):
         os.unlink(os.path.join(path, name))
     os.rmdir(path)
-
-
-def _empty(trash: str) -> None:
-    """Unlink what was swept, also what a killed sweep left; others may be doing the same."""
-    with os.scandir(trash) as entries:
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(entry.path)
 
 
 def _open_regular(path: str) -> int | None:

@@ -21,7 +21,7 @@ from imgdb.errors import BusyError, FailedPreconditionError, InvalidArgumentErro
 from imgdb.oci.digest import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from types import TracebackType
 
 LOCK_DEADLINE_S = 60.0
@@ -47,7 +47,8 @@ def locked(path: str, mode: int, *, deadline_s: float = LOCK_DEADLINE_S) -> Iter
             yield
         finally:
             # Closing is not enough: a child forked meanwhile has the descriptor, and with it the lock.
-            fcntl.flock(fd, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)
 
@@ -75,7 +76,11 @@ class FileHold:
             self._path = os.path.join(directory, f"{os.getpid()}-{secrets.token_hex(8)}")
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(self._path, flags, 0o600)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            except BaseException:
+                self.release()
+                raise
         _open_holds.add(self)
 
     @property
@@ -107,9 +112,12 @@ class FileHold:
         self._digests.update(new)
 
     def release(self) -> None:
-        """Give the hold up; unlinked before closing, so that nobody sees it unlocked."""
+        """Give the hold up; unlinked before closing, so that nobody sees it unlocked.
+
+        Never fails, for it is called after a commit: a file that can't be unlinked is a dead hold.
+        """
         if self._fd >= 0:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.unlink(self._path)
             self.abandon()
 
@@ -150,6 +158,22 @@ def live_digests(directory: str, *, reap: bool) -> tuple[set[Digest], set[Digest
         finally:
             os.close(fd)
     return live, dead
+
+
+def reap(directory: str, swept: Collection[Digest]) -> None:
+    """Remove dead holds that list only what was swept; call under ``gc.lock`` exclusive.
+
+    One whose process died after the list was made stays for the next collection.
+    """
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if _can_lock(fd) and set(swept).issuperset(_read_digests(fd)):
+                    os.unlink(path)
+            finally:
+                os.close(fd)
 
 
 def living(directory: str) -> set[str]:

@@ -7,10 +7,12 @@ is C less live. Expired leases count as gone. Functions never commit. Source: de
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, delete, exists, func, or_, select, text, update
+from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, text, update
 
 from imgdb.db import triggers
 from imgdb.db.graph import settle_referrers
@@ -22,7 +24,7 @@ from imgdb.oci.spec import Role
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sqlalchemy import CTE, Connection
+    from sqlalchemy import CTE, Connection, Select
 
 _blobs = table_of(Blob)
 _edges = table_of(DescriptorRow)
@@ -39,35 +41,46 @@ class Garbage:
     """A blob that nothing needs.
 
     Attributes:
-        size: bytes on disk; 0 for one that is not here.
+        size: bytes; of one that is not here, what its descriptor says.
+        present: its file is here.
         flat: a flat lease keeps its bytes; only what it leads to is let go.
     """
 
     digest: Digest
     size: int
     kind: str
+    present: bool
     flat: bool
 
+    @property
+    def frees(self) -> bool:
+        """Whether a file goes with it."""
+        return self.present and not self.flat
 
-def _held_by(dead: Collection[str], *, flat: bool) -> Any:
-    """EXISTS: a lease that is not dead lists the blob."""
-    return exists(
+
+def _listed(column: Any, parameter: str) -> Any:
+    """IN a list that is one parameter, as JSON: a list of names may be longer than SQLite takes variables."""
+    return column.in_(select(func.json_each(bindparam(parameter)).table_valued("value").c.value))
+
+
+def _held_by(*, flat: bool, but: str = "") -> Any:
+    """EXISTS: a lease lists the blob; `but` is the parameter with leases that count as gone."""
+    statement = (
         select(_resources.c.key)
         .join(_leases, _leases.c.id == _resources.c.lease_id)
         .where(
             _resources.c.type == CONTENT,
             _resources.c.key == _blobs.c.digest,
             _leases.c.flat == flat,
-            _leases.c.id.not_in(list(dead)),
         )
-        .correlate(_blobs)
     )
+    return exists((statement.where(~_listed(_leases.c.id, but)) if but else statement).correlate(_blobs))
 
 
-def _named(gone: Collection[str] = ()) -> Any:
-    """EXISTS: an image, apart from some that count as removed, points to the blob."""
+def _named(*, but: str = "") -> Any:
+    """EXISTS: an image points to the blob; `but` is the parameter with names that count as removed."""
     statement = select(_images.c.id).where(_images.c.target_id == _blobs.c.id)
-    return exists(statement.where(_images.c.name.not_in(list(gone))).correlate(_blobs))
+    return exists((statement.where(~_listed(_images.c.name, but)) if but else statement).correlate(_blobs))
 
 
 def _below(seeds: Any, name: str) -> CTE:
@@ -85,16 +98,45 @@ def plan(connection: Connection, *, dead: Collection[str] = (), gone: Collection
         dead: ids of leases that count as gone.
         gone: names of images that count as removed, for "what would be freed".
     """
+    return _planned(connection, _plan_statement(), dead, gone)
+
+
+def plan_full(
+    connection: Connection, *, dead: Collection[str] = (), gone: Collection[str] = ()
+) -> list[Garbage]:
+    """The same for a collection that counts again and marks: whatever no root reaches.
+
+    Costs time in proportion to the store. Args as `plan`.
+    """
+    return _planned(connection, _full_plan_statement(), dead, gone)
+
+
+def _planned(
+    connection: Connection, statement: Select[Any], dead: Collection[str], gone: Collection[str]
+) -> list[Garbage]:
+    lists = {"dead": json.dumps(list(dead)), "gone": json.dumps(list(gone))}
+    return [_read(row) for row in connection.execute(statement, lists)]
+
+
+@cache
+def _full_plan_statement() -> Select[Any]:
+    rooted = or_(_named(but="gone"), _held_by(flat=False, but="dead"))
+    live = _below(select(_blobs.c.id).where(rooted), "live")
+    return (
+        select(_blobs, _held_by(flat=True, but="dead").label("flat"))
+        .where(_blobs.c.id.not_in(select(live.c.id)))
+        .order_by(_blobs.c.digest)
+    )
+
+
+@cache
+def _plan_statement() -> Select[Any]:
+    removed = select(_images.c.target_id).where(_listed(_images.c.name, "gone"))
+    let_go = select(_resources.c.key).where(
+        _resources.c.type == CONTENT, _listed(_resources.c.lease_id, "dead")
+    )
     seeds = select(_blobs.c.id).where(
-        or_(
-            _blobs.c.refcount == 0,
-            _blobs.c.id.in_(select(_images.c.target_id).where(_images.c.name.in_(list(gone)))),
-            _blobs.c.digest.in_(
-                select(_resources.c.key).where(
-                    _resources.c.type == CONTENT, _resources.c.lease_id.in_(list(dead))
-                )
-            ),
-        )
+        or_(_blobs.c.refcount == 0, _blobs.c.id.in_(removed), _blobs.c.digest.in_(let_go))
     )
     candidates = _below(seeds, "candidates")
     parent = _edges.alias("parent")
@@ -110,19 +152,18 @@ def plan(connection: Connection, *, dead: Collection[str] = (), gone: Collection
     rooted = (
         select(_blobs.c.id)
         .join(candidates, candidates.c.id == _blobs.c.id)
-        .where(or_(_named(gone), _held_by(dead, flat=False), outside))
+        .where(or_(_named(but="gone"), _held_by(flat=False, but="dead"), outside))
     )
     live = _below(rooted, "live")
-    rows = connection.execute(
-        select(_blobs, _held_by(dead, flat=True).label("flat"))
+    return (
+        select(_blobs, _held_by(flat=True, but="dead").label("flat"))
         .where(_blobs.c.id.in_(select(candidates.c.id)), _blobs.c.id.not_in(select(live.c.id)))
         .order_by(_blobs.c.digest)
     )
-    return [_read(row) for row in rows]
 
 
 def _read(row: Any) -> Garbage:
-    return Garbage(Digest.parse(row.digest), row.size if row.present else 0, row.kind, bool(row.flat))
+    return Garbage(Digest.parse(row.digest), row.size, row.kind, bool(row.present), bool(row.flat))
 
 
 def recount(connection: Connection) -> int:
@@ -135,20 +176,34 @@ def recount(connection: Connection) -> int:
     return wrong
 
 
-def unlink_unreachable(connection: Connection) -> int:
-    """Mark from the roots, and drop the edges of counted documents that no root reaches.
-
-    Counting misses circles, which only foreign hands can have made. Their edges gone, the
-    counters fall and `collect` takes them. Returns how many documents that were.
-    """
-    live = _below(select(_blobs.c.id).where(or_(_named(), _held_by((), flat=False))), "live")
-    lost = list(
-        connection.execute(
-            select(_blobs.c.id).where(
-                _blobs.c.refcount > 0, _blobs.c.expanded, _blobs.c.id.not_in(select(live.c.id))
-            )
-        ).scalars()
+def miscounted(connection: Connection) -> bool:
+    """Whether `recount` has anything to do; a question, since counting again takes its time."""
+    return any(
+        connection.execute(text(f"SELECT 1 FROM {table} WHERE {column} <> {expression} LIMIT 1")).first()  # noqa: S608
+        for table, counters in triggers.COUNTERS.items()
+        for column, expression in counters.items()
     )
+
+
+def unreachable(connection: Connection) -> list[int]:
+    """Row ids of counted documents that no root reaches.
+
+    Counting misses circles, which only foreign hands can have made.
+    """
+    return list(connection.execute(_unreachable_statement()).scalars())
+
+
+@cache
+def _unreachable_statement() -> Select[Any]:
+    live = _below(select(_blobs.c.id).where(or_(_named(), _held_by(flat=False))), "live")
+    return select(_blobs.c.id).where(
+        _blobs.c.refcount > 0, _blobs.c.expanded, _blobs.c.id.not_in(select(live.c.id))
+    )
+
+
+def unlink_unreachable(connection: Connection) -> int:
+    """Drop the edges of those documents; their counters fall, and `collect` takes them."""
+    lost = unreachable(connection)
     _drop_edges(connection, lost)
     return len(lost)
 
@@ -175,31 +230,36 @@ def collect(connection: Connection, limit: int) -> list[Garbage]:
     counters fall. Its row goes too, unless a flat lease keeps its bytes, or a document still
     names it, when it stays as a stub. Triggers doom the file of what lost its row or presence.
     """
-    counted = exists(
-        select(_edges.c.id).where(_edges.c.child_id == _blobs.c.id, _edges.c.counted).correlate(_blobs)
-    )
-    flat = _blobs.c.flat_refcount > 0
-    named = exists(select(_edges.c.id).where(_edges.c.child_id == _blobs.c.id).correlate(_blobs))
-    # What would change nothing is left out: flat blobs without edges, stubs that are named.
-    idle = or_(and_(flat, _blobs.c.expanded.is_(False)), and_(_blobs.c.present.is_(False), named))
-    rows = connection.execute(
-        select(_blobs, flat.label("flat"))
-        .where(_blobs.c.refcount == 0, ~counted, ~_named(), ~_held_by((), flat=False), ~idle)
-        .order_by(_blobs.c.id)
-        .limit(limit)
-    ).all()
+    rows = connection.execute(_collect_statement(), {"most": limit}).all()
     if rows:
         _take_down(connection, [row.id for row in rows if not row.flat], [row.id for row in rows])
     return [_read(row) for row in rows]
 
 
+def _refers(*conditions: Any) -> Any:
+    """EXISTS: a document refers to the blob."""
+    return exists(select(_edges.c.id).where(_edges.c.child_id == _blobs.c.id, *conditions).correlate(_blobs))
+
+
+@cache
+def _collect_statement() -> Select[Any]:
+    flat = _blobs.c.flat_refcount > 0
+    # What would change nothing is left out: flat blobs without edges, stubs that are named.
+    idle = or_(and_(flat, _blobs.c.expanded.is_(False)), and_(_blobs.c.present.is_(False), _refers()))
+    return (
+        select(_blobs, flat.label("flat"))
+        .where(_blobs.c.refcount == 0, ~_refers(_edges.c.counted), ~_named(), ~_held_by(flat=False), ~idle)
+        .order_by(_blobs.c.id)
+        .limit(bindparam("most"))
+    )
+
+
 def _take_down(connection: Connection, gone: Sequence[int], collapsed: Sequence[int]) -> None:
     _drop_edges(connection, collapsed)
     for chunk in chunks(gone):
-        named = exists(select(_edges.c.id).where(_edges.c.child_id == _blobs.c.id).correlate(_blobs))
         mine = _blobs.c.id.in_(chunk)
-        connection.execute(update(_blobs).where(mine, named).values(present=False, damaged_at=None))
-        connection.execute(delete(_blobs).where(mine, ~named))
+        connection.execute(update(_blobs).where(mine, _refers()).values(present=False, damaged_at=None))
+        connection.execute(delete(_blobs).where(mine, ~_refers()))
 
 
 def _drop_edges(connection: Connection, documents: Sequence[int]) -> None:
@@ -224,10 +284,13 @@ def doomed(connection: Connection, limit: int | None = None) -> list[Digest]:
     return [Digest.parse(digest) for digest in connection.execute(statement).scalars()]
 
 
-def undoom(connection: Connection, digests: Collection[Digest]) -> None:
-    """Forget digests whose files are gone, or whose rows are back."""
+def undoom(connection: Connection, digests: Collection[Digest], gone: Collection[Digest]) -> None:
+    """Forget those digests whose files are gone, and those whose rows are back."""
+    back = exists(select(_blobs.c.id).where(_blobs.c.digest == _doomed.c.digest, _blobs.c.present))
     for chunk in chunks(digests):
-        connection.execute(delete(_doomed).where(_doomed.c.digest.in_([str(digest) for digest in chunk])))
+        mine = _doomed.c.digest.in_([str(digest) for digest in chunk])
+        away = _doomed.c.digest.in_([str(digest) for digest in set(gone).intersection(chunk)])
+        connection.execute(delete(_doomed).where(mine, or_(away, back.correlate(_doomed))))
 
 
 def doomed_bytes(connection: Connection) -> tuple[int, int]:

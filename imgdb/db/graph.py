@@ -155,9 +155,6 @@ def settle_referrers(connection: Connection, touched: Collection[int]) -> None:
         connection: inside a write transaction.
         touched: row ids of documents that gained or lost edges.
     """
-    has_subjects = select(_edges.c.id).where(_edges.c.role == Role.SUBJECT).limit(1)
-    if connection.execute(has_subjects).first() is None:
-        return
     new = _missing_referrers(connection, touched)
     if new:
         connection.execute(insert_into(connection, DescriptorRow), new)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from imgdb.db import events, images
+from imgdb.db import events, images, pins
 from imgdb.db.models import Blob, ImageHistory
 from imgdb.db.sql import table_of
 from imgdb.errors import NotFoundError, RefusedError
@@ -83,7 +83,7 @@ def restore(connection: Connection, name: Reference, to: Digest | None, *, at: i
 
     Raises:
         NotFoundError: the name never pointed anywhere else.
-        RefusedError: what it pointed to is no longer in the store.
+        RefusedError: what it pointed to is no longer in the store, or the name is pinned.
     """
     canonical = str(name.tag_or_latest())
     now = images.get(connection, canonical)
@@ -95,6 +95,7 @@ def restore(connection: Connection, name: Reference, to: Digest | None, *, at: i
     if not before.held:
         raise RefusedError(f"{before.target.digest} is no longer in the store; import it again")
     if now is not None:
+        pins.refuse(connection, {canonical: now.target.digest})
         images.keep_as_dangling(connection, canonical, at=at)
     images.put(connection, canonical, before.target, at=at)
     images.drop_useless_dangling(connection, [before.target.digest])

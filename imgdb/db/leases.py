@@ -60,6 +60,7 @@ class LeaseRecord:
         flat: protects only what is listed, not what that leads to.
         owner_kind, owner_id: what keeps it alive beyond its expiry; None for nothing.
         resources: how many things it lists.
+        expired: gc treats it as gone; told by `imgdb.leasing`, which can ask owners.
     """
 
     id: str
@@ -70,6 +71,7 @@ class LeaseRecord:
     owner_kind: str | None = None
     owner_id: str | None = None
     resources: int = 0
+    expired: bool = False
 
     def is_dead(self, now: int, living_holds: Collection[str]) -> bool:
         """Whether gc treats it as gone; `living_holds` as of any time after `now`."""
@@ -331,42 +333,3 @@ def on_names(connection: Connection, names: Collection[str], now: int) -> dict[s
     for chunk in chunks(names):
         found |= {row.key: row.id for row in connection.execute(statement.where(_resources.c.key.in_(chunk)))}
     return found
-
-
-def pinned(connection: Connection, targets: Collection[Digest] | None = None) -> dict[str, str]:
-    """Pinned image names, each with the id of the lease that pins it.
-
-    Args:
-        connection: any.
-        targets: only pins of these digests, found by index; None for all.
-    """
-    name = _leases.c.labels[PIN].as_string()
-    statement = select(name.label("name"), _leases.c.id).where(
-        _leases.c.expires_at.is_(None), name.is_not(None)
-    )
-    if targets is None:
-        return {row.name: row.id for row in connection.execute(statement)}
-    found: dict[str, str] = {}
-    for chunk in chunks(targets):
-        on = select(_resources.c.lease_id).where(
-            _resources.c.type == CONTENT, _resources.c.key.in_([str(target) for target in chunk])
-        )
-        rows = connection.execute(statement.where(_leases.c.id.in_(on)))
-        found |= {row.name: row.id for row in rows}
-    return found
-
-
-def refuse_pinned(connection: Connection, leaving: Mapping[str, Digest]) -> None:
-    """Before names are removed or moved; force is no way around.
-
-    Args:
-        connection: inside the transaction that does it.
-        leaving: the names, each with the target that it has now.
-
-    Raises:
-        RefusedError: one of them is pinned.
-    """
-    kept = sorted(leaving.keys() & pinned(connection, set(leaving.values())).keys())
-    if kept:
-        name = familiar(kept[0])
-        raise RefusedError(f"{name} is pinned; imgdb unpin {name} lets it be removed or moved")

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgdb.db import events, images
+from imgdb.db import events, images, leases, pins
 from imgdb.errors import ConflictError, InvalidArgumentError, NotFoundError
 from imgdb.oci.digest import Digest
 from imgdb.oci.reference import (
     Reference,
     check_taggable,
     dangling_name,
+    familiar,
     parse_any,
     parse_normalized,
     short_id_hex,
@@ -66,13 +67,15 @@ def tag(connection: Connection, source: str, name: Reference, *, at: int) -> Tag
     Raises:
         InvalidArgumentError: `name` may not be given.
         NotFoundError: `source` is no image.
+        RefusedError: `name` is pinned and points elsewhere.
     """
     check_taggable(name)
     canonical = str(name.tag_or_latest())
     target = images.resolve(connection, source)[0].target
     before = images.get(connection, canonical)
     moved = before is not None and before.target.digest != target.digest
-    if moved:
+    if before is not None and moved:
+        pins.refuse(connection, {canonical: before.target.digest})
         images.keep_as_dangling(connection, canonical, at=at)
     if before is None or moved:
         images.put(connection, canonical, target, at=at)
@@ -85,8 +88,15 @@ def tag(connection: Connection, source: str, name: Reference, *, at: int) -> Tag
 
 
 def remove(connection: Connection, argument: str, *, force: bool, at: int) -> Removal:
-    """Remove what an argument means, and say so in the events; errors as `plan_removal`."""
+    """Remove what an argument means, and say so in the events.
+
+    Raises:
+        NotFoundError, ConflictError: as `plan_removal`.
+        ConflictError: a lease lists a name that would go, without `force`.
+        RefusedError: a name that would go is pinned.
+    """
     plan = plan_removal(connection, argument, force=force)
+    _refuse_kept(connection, plan.records, force=force, at=at)
     happened = []
     for record in plan.records:
         images.remove(connection, record.name)
@@ -96,6 +106,16 @@ def remove(connection: Connection, argument: str, *, force: bool, at: int) -> Re
         happened.append(events.NewEvent("delete", str(plan.target)))
     events.record(connection, happened, at)
     return plan
+
+
+def _refuse_kept(connection: Connection, records: Sequence[ImageRecord], *, force: bool, at: int) -> None:
+    """Not a pinned name; one that a lease lists only by force, as docker does with a used image."""
+    pins.refuse(connection, {record.name: record.target.digest for record in records})
+    leased = {} if force else leases.on_names(connection, [record.name for record in records], at)
+    for name, lease in leased.items():
+        raise ConflictError(
+            f"unable to remove {familiar(name)} (must be forced) - lease {lease} keeps the name"
+        )
 
 
 def plan_removal(connection: Connection, argument: str, *, force: bool) -> Removal:
@@ -111,7 +131,7 @@ def plan_removal(connection: Connection, argument: str, *, force: bool) -> Remov
     target = every[0].target.digest
     if named is not None and images.is_id(argument, target) and "@" not in argument:
         return Removal(target, tuple(every), deletes=True)
-    reference = _reference(named.name if named else argument, target)
+    reference = _reference(named.name if named else argument)
     same = _same_references(reference, every)
     if reference is not None and not same:
         raise images.not_found(argument)
@@ -145,10 +165,9 @@ def resolve_all(connection: Connection, argument: str) -> tuple[ImageRecord | No
     return None, images.by_targets(connection, [found[0].target.digest])
 
 
-def _reference(text: str, target: Digest) -> Reference | None:
-    """The name in an argument; None when it is an ID."""
-    hexdigits = short_id_hex(text)
-    if hexdigits and target.hex.startswith(hexdigits):
+def _reference(text: str) -> Reference | None:
+    """The name in an argument; None when it is an ID, the image's own or its config's."""
+    if short_id_hex(text):
         return None
     try:
         parsed = parse_any(text)

@@ -161,10 +161,18 @@ def read_meta(connection: Connection) -> Meta:
     Raises:
         SchemaError: the database was never paired with a store.
     """
-    meta = _find_meta(connection)
+    meta = find_meta(connection)
     if meta is None:
         raise SchemaError(_UNPAIRED)
     return meta
+
+
+def find_meta(connection: Connection) -> Meta | None:
+    """The pair's half in the database; None when it was never paired with a store."""
+    m = models.Meta
+    columns = select(m.store_id, m.generation, m.format, m.min_reader, m.min_writer)
+    row = connection.execute(columns).mappings().one_or_none()
+    return None if row is None else Meta(**row)
 
 
 def bump_generation(connection: Connection) -> int:
@@ -188,15 +196,8 @@ def migrations_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "migrations"
 
 
-def _find_meta(connection: Connection) -> Meta | None:
-    m = models.Meta
-    columns = select(m.store_id, m.generation, m.format, m.min_reader, m.min_writer)
-    row = connection.execute(columns).mappings().one_or_none()
-    return None if row is None else Meta(**row)
-
-
 def _may_use(connection: Connection, revision: str, *, writing: bool) -> bool:
-    meta = _find_meta(connection)
+    meta = find_meta(connection)
     if revision not in REVISIONS:
         return not writing and meta is not None and meta.min_reader <= READER
     return meta is None or (meta.min_reader <= READER and (not writing or meta.min_writer <= WRITER))

@@ -47,8 +47,8 @@ _PLATFORMS = (
 )
 _PINNED = (
     "EXISTS (SELECT 1 FROM imgdb_lease_resources AS r JOIN imgdb_leases AS l ON l.id = r.lease_id"
-    " WHERE l.expires_at IS NULL AND ((r.type = 'content' AND r.key = b.digest AND l.flat = 0)"
-    " OR (r.type = 'images' AND r.key = i.name)))"
+    " WHERE r.type = 'content' AND r.key = b.digest AND l.expires_at IS NULL"
+    " AND EXISTS (SELECT 1 FROM json_each(l.labels) WHERE key = 'io.imgdb.pinned' AND value = i.name))"
 )
 
 IMAGES = View(
@@ -74,7 +74,7 @@ IMAGES = View(
         "updated": moment("i.updated_at", "when the name last changed"),
         "last_used": moment("i.last_used_at", "last export, unpack or mount; NULL when never"),
         "dangling": flag("i.name = 'moby-dangling@' || b.digest", "the image has no name any more"),
-        "pinned": flag(_PINNED, "a lease without expiry keeps the target or the name"),
+        "pinned": flag(_PINNED, "the name is pinned: it is neither removed nor moved"),
         "labels": json("i.labels", "labels of the name, not of the image's config", '{"a": "b"}'),
     },
     "FROM imgdb_images AS i JOIN imgdb_blobs AS b ON b.id = i.target_id",

@@ -138,7 +138,11 @@ class _Walk:
         self.blobs[descriptor.digest] = descriptor.size
 
     def add_referrers(self) -> list[tuple[Descriptor, Digest]]:
-        """Carry what hangs on the carried documents; returns it with its subject, by digest."""
+        """Carry what hangs on the carried documents.
+
+        Returns:
+            By digest, each with its subject, those that nothing else leads to.
+        """
         found: dict[Digest, tuple[Descriptor, Digest]] = {}
         done: set[Digest] = set()
         while pending := [digest for digest in self.documents if digest not in done]:
@@ -149,7 +153,20 @@ class _Walk:
                         if referrer.digest not in self.documents:
                             found[referrer.digest] = (referrer, digest)
                         self.add(referrer)
-        return [found[digest] for digest in sorted(found)]
+        inside = {digest for referrer, _ in found.values() for digest in self._below(referrer)}
+        return [found[digest] for digest in sorted(found.keys() - inside)]
+
+    def _below(self, top: Descriptor) -> set[Digest]:
+        """Documents that an index leads to."""
+        below: set[Digest] = set()
+        pending = [top]
+        while pending:
+            descriptor = pending.pop()
+            if self.tree.is_here(descriptor.digest) and self.tree.is_index(descriptor):
+                fresh = [d for d in self.selection.children(descriptor.digest) if d.digest not in below]
+                below.update(child.digest for child in fresh)
+                pending += fresh
+        return below
 
 
 def make_plan(
@@ -256,18 +273,20 @@ def _referrer_entry(
 
 def _docker_entries(requested: Sequence[Requested], walk: _Walk) -> dict[Digest, list[str]]:
     """For tools that load one platform: the best complete image of each request, with its names."""
-    host = walk.options.prefer or host_platform()
-    key = preference_key(host)
     entries: dict[Digest, list[str]] = {}
     for request in requested:
-        leaves = [leaf for leaf in walk.tree.leaves(request.target) if leaf.digest in walk.documents]
-        chosen = best(walk.tree, leaves, key)
+        chosen = _chosen(request, walk)
         if chosen is None:
             continue
         names = entries.setdefault(chosen.digest, [])
         if request.name is not None and "@" not in request.name:
             names.append(familiar(request.name))
     return entries
+
+
+def _chosen(request: Requested, walk: _Walk) -> Descriptor | None:
+    leaves = [leaf for leaf in walk.tree.leaves(request.target) if leaf.digest in walk.documents]
+    return best(walk.tree, leaves, preference_key(walk.options.prefer or host_platform()))
 
 
 def _manifest_json(
@@ -291,16 +310,30 @@ def _docker_plan(
     images: tuple[ExportedImage, ...], requested: Sequence[Requested], walk: _Walk
 ) -> ExportPlan:
     """Configs and layers only, under the names that docker's own archives use."""
+    for image, request in zip(images, requested, strict=True):
+        _check_docker(image, _chosen(request, walk), walk)
     entries = _docker_entries(requested, walk)
     blobs: dict[str, tuple[Digest, int]] = {}
     for digest in entries:
         for config in walk.tree.children(digest, Role.CONFIG):
             blobs[_config_path(config.digest)] = (config.digest, config.size)
         for layer in walk.tree.children(digest, Role.LAYER):
-            if layer.digest in walk.blobs:
-                blobs[_layer_path(layer.digest)] = (layer.digest, layer.size)
+            blobs[_layer_path(layer.digest)] = (layer.digest, layer.size)
     documents = {"manifest.json": _manifest_json(entries, walk.tree, _config_path, _layer_path)}
     return ExportPlan(images, blobs, documents)
+
+
+def _check_docker(image: ExportedImage, chosen: Descriptor | None, walk: _Walk) -> None:
+    """A docker archive can hold images only, and each whole."""
+    if chosen is None:
+        raise NotFoundError(f"{image.display_name} has no image for a docker archive; use oci-archive")
+    layers = walk.tree.children(chosen.digest, Role.LAYER)
+    absent = [layer.digest for layer in layers if layer.digest not in walk.blobs]
+    if absent:
+        raise NotFoundError(
+            f"{image.display_name}: a docker archive needs its foreign layer {absent[0]}; "
+            "use --foreign where it is here, or oci-archive"
+        )
 
 
 def _blob_path(digest: Digest) -> str:

@@ -20,7 +20,7 @@ from imgdb.archive import tarwriter
 from imgdb.archive.compression import open_compressor
 from imgdb.archive.sink import FileSink, PipeSink, StreamSink
 from imgdb.archive.tar import MemberKind
-from imgdb.errors import BusyError, DataLossError, ImgdbError, RefusedError
+from imgdb.errors import BusyError, DataLossError, ImgdbError, NotFoundError, RefusedError
 from imgdb.oci.digest import new_hasher
 
 if TYPE_CHECKING:
@@ -135,16 +135,21 @@ def _write_blob(
     if sink.final:
         verifier.check(digest)
         sink.write(header)
-        _copy(digest, size, sink, verifier.store, reporter)
+        _copy(digest, size, sink, verifier, reporter)
         return
     verdict = pool.submit(verifier.check, digest)
     sink.write(header)
-    _copy(digest, size, sink, verifier.store, reporter)
+    _copy(digest, size, sink, verifier, reporter)
     verdict.result()
 
 
-def _copy(digest: Digest, size: int, sink: Sink, store: BlobStore, reporter: Reporter) -> None:
-    with store.open(digest) as file:
+def _copy(digest: Digest, size: int, sink: Sink, verifier: Verifier, reporter: Reporter) -> None:
+    try:
+        file = verifier.store.open(digest)
+    except NotFoundError:
+        verifier.check(digest)  # knows whether that is damage or a removal
+        raise
+    with file:
         try:
             sink.copy(file.fileno(), size, reporter.advance)
         except DataLossError:
@@ -165,7 +170,10 @@ def write_directory(plan: ExportPlan, target: str, verifier: Verifier, reporter:
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         raise RefusedError(f"{target} exists; choose a new directory for oci-dir")
     temporary = _beside(target)
-    os.mkdir(temporary)
+    try:
+        os.mkdir(temporary)
+    except OSError as error:
+        raise ImgdbError(f"{target}: {error.strerror}") from None
     try:
         with reporter.phase("write", plan.blob_bytes):
             for name in _directories(plan):
@@ -174,7 +182,7 @@ def write_directory(plan: ExportPlan, target: str, verifier: Verifier, reporter:
                 reporter.blob(str(digest), size)
                 verifier.check(digest)
                 with open(os.path.join(temporary, name), "xb", buffering=0) as file:
-                    _copy(digest, size, FileSink(file.fileno()), verifier.store, reporter)
+                    _copy(digest, size, FileSink(file.fileno()), verifier, reporter)
             os.makedirs(os.path.join(temporary, "blobs"), exist_ok=True)
             for name, data in plan.documents.items():
                 with open(os.path.join(temporary, name), "xb") as file:

@@ -28,21 +28,24 @@ BATCH = 4000
 _LEASE_US = 24 * 3600 * 1_000_000
 
 
-def commit(write: Callable[..., Any], staged: StagedImport, *, replace: str) -> list[LoadedImage]:
+def commit(
+    write: Callable[..., Any], staged: StagedImport, *, replace: str, into: str | None = None
+) -> list[LoadedImage]:
     """Write all rows of an import; nothing is visible under a name before the last transaction.
 
     Args:
         write: runs ``work(connection)`` in a transaction; ``changes(result)`` names the names.
         staged: files durable, hold alive.
         replace: see `ImportOptions`.
+        into: id of a lease that shall keep the targets.
     """
     batches = list(chunks(staged.plan.kept, BATCH))
     if len(batches) <= 1:
-        return _names(write, staged, replace, batches, None)
+        return _names(write, staged, replace, batches, into=into)
     lease = leases.random_id()
     try:
         _blobs_under_lease(write, staged, batches, lease)
-        return _names(write, staged, replace, [], lease)
+        return _names(write, staged, replace, [], into=into, lease=lease)
     except BaseException:
         write(partial(leases.remove, lease_id=lease))
         raise
@@ -68,13 +71,15 @@ def _names(
     staged: StagedImport,
     replace: str,
     batches: Sequence[list[Digest]],
-    lease: str | None,
+    *,
+    into: str | None,
+    lease: str | None = None,
 ) -> list[LoadedImage]:
     def work(connection: Connection) -> list[LoadedImage]:
         for step in (rows.write_blobs, rows.write_edges):
             for batch in batches:
                 step(connection, staged, batch)
-        loaded = rows.write_names(connection, staged, replace=replace, at=now_us())
+        loaded = rows.write_names(connection, staged, replace=replace, at=now_us(), lease=into)
         if lease is not None:
             leases.remove(connection, lease)
         return loaded

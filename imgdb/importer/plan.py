@@ -37,6 +37,7 @@ class ImportOptions:
         replace: ``dangle``, ``refuse`` or ``replace`` a name that points elsewhere.
         allow_incomplete: take images of which no platform is complete.
         max_size: bytes of bodies allowed; None for no limit.
+        lease: id of a lease that shall keep the imported targets; None for none.
     """
 
     platforms: Sequence[Platform] = ()
@@ -44,6 +45,7 @@ class ImportOptions:
     replace: str = "dangle"
     allow_incomplete: bool = False
     max_size: int | None = None
+    lease: str | None = None
 
     def __post_init__(self) -> None:
         """Mistakes cost nothing when they are found before an archive is read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgdb.db import blobs, events, graph, images
+from imgdb.db import blobs, events, graph, images, leases, pins
 from imgdb.db.blobs import BlobRow
 from imgdb.db.graph import Expansion
 from imgdb.errors import RefusedError
@@ -82,11 +82,21 @@ def write_edges(connection: Connection, staged: StagedImport, digests: Collectio
     )
 
 
-def write_names(connection: Connection, staged: StagedImport, *, replace: str, at: int) -> list[LoadedImage]:
+def write_names(
+    connection: Connection, staged: StagedImport, *, replace: str, at: int, lease: str | None = None
+) -> list[LoadedImage]:
     """Names, dangling records and events; reads what is there inside the same transaction.
 
+    Args:
+        connection: inside the last transaction of the import.
+        staged: blobs and edges are written.
+        replace: see `ImportOptions`.
+        at: microseconds since the epoch.
+        lease: id of one that shall keep the targets.
+
     Raises:
-        RefusedError: `replace` is ``refuse`` and a name points elsewhere.
+        RefusedError: a name points elsewhere, and is pinned or `replace` is ``refuse``.
+        NotFoundError: there is no such lease.
     """
     targets = [image.target for image in staged.plan.images if image.target.digest not in staged.rows]
     stubs = [BlobRow(t.digest, t.size, "blob", t.media_type, present=False, created_at=at) for t in targets]
@@ -97,12 +107,21 @@ def write_names(connection: Connection, staged: StagedImport, *, replace: str, a
         _put_name(connection, wanted, loaded, keep_old=replace == "dangle", at=at)
     images.drop_useless_dangling(connection, {image.target.digest for image in staged.plan.images})
     events.record(connection, [_event(loaded, staged.source) for loaded in result], at)
+    if lease is not None:
+        leases.add_content(connection, lease, (str(loaded.digest) for loaded in result))
     return result
 
 
 def compare(connection: Connection, wanted: Sequence[Wanted]) -> list[LoadedImage]:
-    """What naming these images would change; the whole of a dry run."""
+    """What naming these images would change; the whole of a dry run.
+
+    Raises:
+        RefusedError: it would move a pinned name.
+    """
     existing = images.by_names(connection, {image.name for image in wanted if image.name})
+    targets = {image.name: image.target.digest for image in wanted}
+    now = {name: record.target.digest for name, record in existing.items()}
+    pins.refuse(connection, {name: digest for name, digest in now.items() if targets[name] != digest})
     named = {
         record.target.digest for record in images.by_targets(connection, {i.target.digest for i in wanted})
     }

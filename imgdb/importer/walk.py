@@ -8,7 +8,7 @@ Source: design §4.1-4.4, §9.4.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from imgdb.archive.compression import Compression, sniff
@@ -172,7 +172,8 @@ def _put(
     if not dry_run:
         with reporter.phase("store"):
             placed = _put_or_sweep(found, bodies, damaged)
-    rows = {digest: _row(digest, plan, found, placed, now) for digest in plan.kept}
+    ours = {digest: status for digest, status in placed.items() if digest in new}
+    rows = {digest: _row(digest, plan, found, ours, now) for digest in plan.kept}
     return StagedImport(plan, label, rows, new, tuple(placed), found.hold)
 
 
@@ -189,13 +190,15 @@ def _put_or_sweep(
 
 
 def _row(
-    digest: Digest, plan: ImportPlan, found: _ArchiveAndStore, placed: dict[Digest, BlobStat], now: int
+    digest: Digest, plan: ImportPlan, found: _ArchiveAndStore, ours: dict[Digest, BlobStat], now: int
 ) -> BlobRow:
     node = plan.graph.nodes[digest]
     body = found.body(digest)
     if body is None:
-        return found.rows_seen[digest]
-    status = placed.get(digest)
+        # Not read today: if somebody found it damaged meanwhile, it stays so.
+        kind, media_type = node.kind.value, node.first.media_type
+        return replace(found.rows_seen[digest], kind=kind, media_type=media_type, verified_at=None)
+    status = ours.get(digest)
     return BlobRow(
         digest=digest,
         size=body.size,
@@ -231,7 +234,8 @@ class _ArchiveAndStore:
         """Whether the store lacks a blob, or has it damaged; asked before anything is put."""
         if digest in damaged:
             return True
-        return self.body(digest) is not None and self.store.stat(digest) is None
+        body, status = self.body(digest), self.store.stat(digest)
+        return body is not None and (status is None or status.size != body.size)
 
     def _linked(self, digest: Digest) -> Staged | None:
         """A blob whose path is a link to a member of another name."""

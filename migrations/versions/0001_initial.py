@@ -86,6 +86,11 @@ def _blobs() -> None:
     )
     op.create_index(op.f("imgdb_blobs_ix_damaged_at"), "imgdb_blobs", ["damaged_at"])
     op.create_index(op.f("imgdb_blobs_ix_refcount"), "imgdb_blobs", ["refcount"])
+    op.create_index(
+        op.f("imgdb_blobs_ix_kind_expanded_present_size"),
+        "imgdb_blobs",
+        ["kind", "expanded", "present", "size"],
+    )
     op.create_table(
         "imgdb_documents",
         sa.Column("blob_id", BIG, nullable=False),

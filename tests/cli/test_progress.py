@@ -23,10 +23,10 @@ from imgdb.cli.progress import (
     BarReporter,
     JsonReporter,
     PlainReporter,
-    Sink,
     TextWarnings,
     make_reporter,
 )
+from imgdb.cli.report import Sink
 from imgdb.errors import InvalidArgumentError
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4

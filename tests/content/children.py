@@ -15,7 +15,7 @@ import io, os, sys
 from imgdb.content.disk import DiskBlobStore
 from imgdb.oci.digest import Digest
 store = DiskBlobStore(sys.argv[1], durable=False)
-def say(*words): print(*words, flush=True)
+def say(*words): os.write(1, (' '.join(map(str, words)) + chr(10)).encode())  # one write, one line
 def wait(): return sys.stdin.readline().strip()
 """
 

@@ -41,13 +41,13 @@ def _unprivileged():
 
 @pytest.fixture
 def umask():
-    """`with umask(0o077):` the process has that umask."""
+    """A context manager: inside, the process has the given umask."""
     return _umask
 
 
 @pytest.fixture
 def unprivileged():
-    """`with unprivileged():` the process may not override permissions."""
+    """A context manager: inside, the process can't override permissions."""
     return _unprivileged
 
 

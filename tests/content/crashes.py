@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgdb.content.disk import DiskBlobStore
 from imgdb.content.holds import live_digests, locked
@@ -16,6 +16,9 @@ from imgdb.oci.digest import Digest
 from imgdb.store import ImageStore
 from tests.builder import Image, noise
 from tests.integrity import check_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAME = "example.org/app:1"
 BASE = {"base": noise(3000)}

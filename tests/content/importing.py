@@ -29,7 +29,8 @@ def load(root, archive):
         with ImageStore.open(root, create=True) as store:
             store.load(archive)
     except (ImgdbError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.stderr.flush()
         return REFUSED
     return 0
 
@@ -56,9 +57,9 @@ def serve():
         if pid == 0:
             child(request["root"], request["archive"])
         os.waitpid(pid, os.WUNTRACED)
-        print(pid, flush=True)
+        os.write(1, b"%d\n" % pid)
         _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        os.write(1, b"%d\n" % os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":

@@ -88,38 +88,39 @@ class Importer:
 
     def trace(self, root, archive):
         """A whole run; its calls that concern the store, in order."""
-        code, words = self._run(root, archive, "-e", f"trace={SET}")
+        code, words, calls = self.run(root, archive)
         assert code == 0, words
-        counts, found = Counter(), []
-        for line in self._lines():
-            if match := _CALL.match(line):
-                counts[match[1]] += 1
-                found.append(Call(match[1], counts[match[1]], line))
-        return [call for call in found if call.is_inside(str(root))]
+        return calls
 
     def kill(self, root, archive, point):
         """SIGKILL at a point; the call that was hit must be one of the store."""
-        inject = f"inject={point.name}:signal=SIGKILL:when={point.number}"
-        code, words = self._run(root, archive, "-e", f"trace={point.name}", "-e", inject)
+        code, words, calls = self.run(root, archive, (point, "signal=SIGKILL"))
         assert code == -signal.SIGKILL, f"{point}: not killed: {code} {words}"
-        self._check_hit(root, point, [line for line in self._lines() if _CALL.match(line)][-1])
+        self._check_hit(point, calls[-1])
 
-    def fail(self, root, archive, *faults):
-        """Make calls fail, each an error's name for a point; returns the exit code and the words.
-
-        The code is 0 or `importing.REFUSED`; anything else is a failure of the test.
-        """
-        options = ["-e", "trace=" + ",".join(sorted({point.name for point, _ in faults}))]
-        for point, error in faults:
-            options += ["-e", f"inject={point.name}:{error}:when={point.number}"]
-        code, words = self._run(root, archive, *options)
-        hits = [line for line in self._lines() if line.endswith("(INJECTED)")]
-        assert hits, f"{options}: nothing was made to fail"
-        self._check_hit(root, faults[0][0], hits[0])
-        assert code in {0, importing.REFUSED}, f"{hits[0]}: {code} {words}"
+    def fail(self, root, archive, point, error):
+        """Make a call fail; returns the exit code, which is 0 or `importing.REFUSED`, and the words."""
+        code, words, calls = self.run(root, archive, (point, f"error={error}"))
+        hits = [call for call in calls if call.line.endswith("(INJECTED)")]
+        assert hits, f"{point} was not made to fail"
+        self._check_hit(point, hits[0])
+        assert code in {0, importing.REFUSED}, f"{point} {error}: {code} {words}"
         return code, words
 
-    def _run(self, root, archive, *options):
+    def run(self, root, archive, *injections):
+        """An import with (point, what strace shall do to it); returns (exit code, words, calls)."""
+        options = ["-e", f"trace={SET}"]
+        for point, what in injections:
+            options += ["-e", f"inject={point.name}:{what}:when={point.number}"]
+        code, words = self._run(root, archive, options)
+        counts, found = Counter(), []
+        for line in self.out.read_text(errors="replace").splitlines():
+            if match := _CALL.match(line):
+                counts[match[1]] += 1
+                found.append(Call(match[1], counts[match[1]], line))
+        return code, words, [call for call in found if call.is_inside(str(root))]
+
+    def _run(self, root, archive, options):
         self.errors.seek(0)
         self.errors.truncate()
         self.server.stdin.write(json.dumps({"root": str(root), "archive": str(archive)}) + "\n")
@@ -137,10 +138,6 @@ class Importer:
         self.errors.seek(0)
         return code, self.errors.read()
 
-    def _lines(self):
-        return self.out.read_text(errors="replace").splitlines()
-
-    def _check_hit(self, root, point, line):
-        hit = Call(_CALL.match(line)[1], point.number, line)
-        assert hit.name == point.name, line
-        assert hit.is_inside(str(root)), f"{point} hit another call: {line}"
+    @staticmethod
+    def _check_hit(point, call):
+        assert (call.name, call.number) == (point.name, point.number), f"{point} hit {call.line}"

@@ -91,16 +91,17 @@ def test_images(store):
 
 
 def test_pinned(store):
-    """A lease without expiry pins: on the target's digest, or on the name."""
-    store.lease("pin")
-    store.lease("timed", expires_at=T0)
-    store.lease("flat", flat=1)
-    store.resource("timed", "index")
-    store.resource("flat", "index")
+    """A lease without expiry on the target that is labelled with the name: others pin nothing."""
+    label = json.dumps({"io.imgdb.pinned": "multi:1"})
+    store.lease("timed", expires_at=T0, labels=label)
+    store.lease("other", labels=label)
+    store.lease("plain")
+    for lease, digest in (("timed", "index"), ("other", "single"), ("plain", "index")):
+        store.resource(lease, digest)
     assert view(store, "images", "pinned") == []
+    store.lease("pin", labels=label)
     store.resource("pin", "index")
-    store.resource("pin", "moby-dangling@single", "images")
-    assert len(view(store, "images", "pinned")) == 3
+    assert [row["name"] for row in view(store, "images", "pinned")] == ["multi:1"]
 
 
 def test_manifests(store):

@@ -1,0 +1,1 @@
+"""The check walk, in steps: rows → files → content; then mend what was found."""

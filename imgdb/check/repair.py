@@ -1,0 +1,256 @@
+"""Mending rows: each method puts right what one kind of finding is about.
+
+Rows are derived again from blobs, which carry their own hash; nothing is invented. Every
+change is a transaction of its own, and looks again before it changes anything.
+Source: design §4, §7 (check --repair).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from imgdb import mirror
+from imgdb.check import documents
+from imgdb.check.content import Judgement, read_verified
+from imgdb.check.report import State
+from imgdb.db import audit, blobs, events, images, mend
+from imgdb.db.audit import DOCUMENT_KINDS
+from imgdb.db.sql import chunks, now_us
+from imgdb.oci import spec
+from imgdb.oci.spec import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from sqlalchemy import Connection
+
+    from imgdb.access import Access
+    from imgdb.check.content import Verdict
+    from imgdb.content.store import BlobStat
+    from imgdb.db.blobs import BlobRow
+    from imgdb.oci.digest import Digest
+    from imgdb.oci.spec import Document, ImageConfig
+
+# Arrivals of one transaction.
+_BATCH = 200
+
+
+class Mender:
+    """Changes one store."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._files = access.files
+
+    def _change(self, work: Callable[[Connection], Any]) -> Any:
+        return self._access.write(work, raises_generation=False)
+
+    def _find(self, digest: Digest) -> BlobRow | None:
+        found: dict[Digest, BlobRow] = self._access.read(lambda c: blobs.find(c, [digest]))
+        return found.get(digest)
+
+    def recount(self, table: str, rowid: int) -> State:
+        """Count what refers to a blob or a snapshot."""
+        self._change(lambda c: mend.recount(c, table, [rowid]))
+        return State.REPAIRED
+
+    def image(self, name: str, target: BlobRow) -> State:
+        """Let a name say of its target what that is."""
+        self._access.write(lambda c: mend.set_image(c, name, target), changes=lambda _: [name])
+        return State.REPAIRED
+
+    def row(self, row: BlobRow, values: Mapping[str, Any]) -> State:
+        """Let a row say of its blob what the bytes say; a new document is expanded."""
+        if not self._change(lambda c: mend.set_columns(c, row, values)):
+            return State.FOUND
+        if "kind" not in values:
+            return State.REPAIRED
+        return self.document(row.digest) if values["kind"] in DOCUMENT_KINDS else State.REPAIRED
+
+    def text(self, row: BlobRow, raw: bytes) -> State:
+        """Keep a document's text."""
+        self._change(lambda c: mend.put_text(c, row.id, raw))
+        return State.REPAIRED
+
+    def referrers(self, subject: int) -> State:
+        """Derive the referrers of a document anew."""
+        self._change(lambda c: mend.resettle(c, subject))
+        return State.REPAIRED
+
+    def unmark(self, row: BlobRow) -> State:
+        """A blob that is marked as damaged is right."""
+        return State.REPAIRED if self._change(lambda c: mend.clear_mark(c, row)) else State.FOUND
+
+    def broken(self, table: str, rows: Collection[int]) -> State:
+        """Delete derived rows that refer to nothing, and derive them again."""
+        parents: set[int] = self._change(lambda c: mend.drop_broken(c, table, rows))
+        for row in self._access.read(lambda c: audit.by_ids(c, parents)):
+            self.document(row.digest)
+        left = self._access.read(audit.broken_references)
+        return State.FOUND if table in left else State.REPAIRED
+
+    def mirror(self) -> State:
+        """Write all names to the mirror."""
+        names = set(mirror.read(self._access.root).entries)
+
+        def work(connection: Connection) -> set[str]:
+            return names | {record.name for record in images.listing(connection)}
+
+        self._access.write(work, changes=lambda every: every)
+        return State.REPAIRED
+
+    def document(self, digest: Digest) -> State:
+        """Derive edges, layers and text of a document anew, and of documents below that lack theirs."""
+        pending, seen = [digest], set()
+        state = State.FOUND
+        while pending:
+            current = pending.pop()
+            seen.add(current)
+            document = self._rewrite(current)
+            if document is None:
+                continue
+            state = State.REPAIRED if current == digest else state
+            below = self._access.read(partial(_unexpanded_below, document=document))
+            pending += [child for child in below if child not in seen]
+        return state
+
+    def _rewrite(self, digest: Digest) -> Document | None:
+        row = self._find(digest)
+        raw = read_verified(self._files, row) if row is not None and row.present else None
+        document = documents.parse(raw, row) if row is not None and raw is not None else None
+        if document is None:
+            return None
+        config = self.config_of(document)
+        self._change(lambda c: mend.rewrite(c, digest, document, config, at=now_us()))
+        return document
+
+    def config_of(self, document: Document) -> ImageConfig | None:
+        """The parsed config of an image's manifest, when it is here and right."""
+        if document.config is None or document.config.media_type not in spec.CONFIG_TYPES:
+            return None
+        row = self._find(document.config.digest)
+        if row is None or not row.present or row.damaged_at is not None or row.size > spec.CONFIG_LIMIT:
+            return None
+        return documents.parse_config(read_verified(self._files, row))
+
+    def arrive(self, arrivals: Collection[BlobRow]) -> set[Digest]:
+        """Say that blobs are here, whose files are durable and held; documents get their edges.
+
+        Args:
+            arrivals: rows as they shall be; kind and media type are found out here.
+
+        Returns:
+            Those that a row was waiting for. A document that is none is not among them.
+        """
+        taken: set[Digest] = set()
+        for batch in chunks(arrivals, _BATCH):
+            taken |= self._arrive(batch)
+        parents = self._access.read(lambda c: mend.parents_by_config(c, taken))
+        for parent in parents:
+            self.document(parent.digest)
+        return taken
+
+    def _arrive(self, batch: list[BlobRow]) -> set[Digest]:
+        known: dict[Digest, BlobRow] = self._access.read(
+            lambda c: blobs.find(c, [row.digest for row in batch])
+        )
+        refs = self._access.read(lambda c: audit.references(c, [row.id for row in known.values()]))
+        rows: list[BlobRow] = []
+        bodies: dict[Digest, tuple[Document | None, bytes]] = {}
+        for row in batch:
+            references = refs.get(known[row.digest].id, []) if row.digest in known else []
+            raw = self._body(row, references)
+            meant = documents.meaning(raw, row, references)
+            if meant is None or row.digest not in known:
+                continue
+            kind, media_type = meant if references else (known[row.digest].kind, known[row.digest].media_type)
+            rows.append(replace(row, kind=kind, media_type=media_type))
+            if raw is not None:
+                document = documents.parse(raw, row) if kind in DOCUMENT_KINDS else None
+                bodies[row.digest] = document, raw
+        configs = {digest: self.config_of(document) for digest, (document, _) in bodies.items() if document}
+
+        def work(connection: Connection) -> set[Digest]:
+            taken = mend.arrive(connection, rows)
+            ids = blobs.ids(connection, taken & bodies.keys())
+            for digest, rowid in sorted(ids.items()):
+                document, raw = bodies[digest]
+                if document is None:
+                    mend.put_text(connection, rowid, raw)
+                else:
+                    mend.rewrite(connection, digest, document, configs[digest], at=now_us())
+            return taken
+
+        result: set[Digest] = self._access.write(work)
+        return result
+
+    def _body(self, row: BlobRow, references: Collection[audit.Reference]) -> bytes | None:
+        """The bytes of what is meant as a document or a config."""
+        listed = list(references)
+        if documents.is_meant_as_document(listed):
+            return read_verified(self._files, row) if row.size <= spec.MANIFEST_LIMIT else None
+        if not documents.is_meant_as_config(listed) or row.size > spec.CONFIG_LIMIT:
+            return None
+        raw = read_verified(self._files, row)
+        return raw if documents.parse_config(raw) is not None else None
+
+    def adopt(self, row: BlobRow, verdict: Verdict) -> State:
+        """Take a file for the absent blob whose row this is, unless it is another one by now."""
+        with self._files.hold() as hold:
+            hold.add([row.digest])
+            if verdict.status is None or self._files.stat(row.digest) != verdict.status:
+                return State.FOUND
+            taken = self.arrive([found_row(row, verdict.status, verdict.blake3)])
+            return State.REPAIRED if taken else State.FOUND
+
+    def set_aside(self, row: BlobRow, verdict: Verdict) -> State:
+        """Move wrong bytes out of the way, and say that the blob is not here.
+
+        Under the lock of the collector, and only what no running import holds and nobody
+        replaced since it was read.
+        """
+        if verdict.judgement is Judgement.UNREADABLE:
+            return State.FOUND
+        where = self._files.quarantine(row.digest, verdict.status)
+        if where is None and self._files.stat(row.digest) is not None:
+            return self._state_now(row.digest)
+        reason = {"reason": verdict.detail} | ({"quarantine": where} if where else {})
+
+        def work(connection: Connection) -> bool:
+            if not mend.mark_absent(connection, row.digest):
+                return False
+            events.record(connection, [events.NewEvent("damage", str(row.digest), None, reason)], now_us())
+            return True
+
+        return State.SET_ASIDE if self._change(work) else self._state_now(row.digest)
+
+    def _state_now(self, digest: Digest) -> State:
+        """Somebody else may have healed it."""
+        row = self._find(digest)
+        healed = row is None or (row.present and row.damaged_at is None)
+        return State.REPAIRED if healed else State.FOUND
+
+
+def found_row(row: BlobRow, status: BlobStat, blake3: str) -> BlobRow:
+    """The row of a blob that was read now and found right."""
+    now = now_us()
+    return replace(
+        row,
+        size=status.size,
+        present=True,
+        blake3=blake3,
+        ctime_ns=status.ctime_ns,
+        verified_at=now,
+        created_at=now,
+    )
+
+
+def _unexpanded_below(connection: Connection, document: Document) -> list[Digest]:
+    children = [edge.child.digest for edge in document.edges if edge.role is Role.MANIFEST]
+    return [
+        row.digest
+        for row in blobs.find(connection, children).values()
+        if row.present and not row.expanded and row.damaged_at is None and row.kind in DOCUMENT_KINDS
+    ]

@@ -1,0 +1,314 @@
+"""A store's life in random order, against a mark and sweep that knows nothing of counters."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from imgdb.errors import RefusedError
+from imgdb.gc import GcOptions
+from imgdb.importer.plan import ImportOptions
+from imgdb.oci.digest import Digest
+from imgdb.store import ImageStore
+from tests.builder import Archive, Artifact, Attestation, Image, Index, tar_bytes
+from tests.dying import dying
+from tests.gc_oracle import World, bodies_of, children, manifests, reach
+from tests.integrity import check_store
+
+FULL = GcOptions(full=True, grace_s=0)
+
+
+def make_pool():
+    """Few documents that share much, with every way of leading from one to another."""
+    layers = [{"f": b"%d" % n} for n in range(4)]
+    one, two = Image(layers[:1]), Image(layers[:2])
+    arm = Image([layers[1], layers[2]], platform="linux/arm64")
+    index = Index([two, arm, Attestation(two)])
+    signature = Artifact({"s": b"1"}, subject=one)
+    return {
+        "one": one,
+        "two": two,
+        "arm": arm,
+        "docker": Image(layers[2:], docker=True),
+        "index": index,
+        "nested": Index([index, one]),
+        "signature": signature,
+        "countersignature": Artifact({"s": b"2"}, subject=signature),
+        "sbom": Artifact({"s": b"1", "empty": b""}, subject=index),
+        "patch": Image(layers[3:], subject=two),
+        # Leads to its own subject: must not keep itself alive.
+        "self": Index([arm], subject=arm),
+        # Two that keep each other by way of their subjects, if both counted.
+        "ring": Index([two], subject=one),
+        "rung": Index([one], subject=two),
+        # Holds a manifest as mere bytes.
+        "copy": Artifact({"manifest": one.blob.data}),
+    }
+
+
+POOL = make_pool()
+BODIES = bodies_of(POOL.values())
+DIGESTS = sorted({blob.digest for node in POOL.values() for blob in node.blobs().values()})
+NAMES = [f"example.org/{name}:1" for name in "abcd"]
+
+nodes = st.sampled_from(sorted(POOL))
+names = st.sampled_from(NAMES)
+digests = st.sampled_from(DIGESTS)
+entries = st.lists(st.tuples(nodes, st.none() | names), min_size=1, max_size=3)
+leases = st.sampled_from("xyz")
+effects = st.integers(0, 40)
+
+
+def archive_of(chosen, without=()):
+    """A tar with some nodes, less some of their blobs."""
+    archive = Archive()
+    for node, name in chosen:
+        archive.add(POOL[node], *([name] if name else []))
+    return io.BytesIO(tar_bytes(archive.members(without=set(without))))
+
+
+class Life(RuleBasedStateMachine):
+    """Everything that users, admins and crashes do to a store.
+
+    `have` is what is here, `read` the documents whose edges are recorded; only an import adds to them
+    and only a collection takes away. A collection that died is asked how far it came with garbage.
+    """
+
+    template: Path
+
+    def __init__(self):
+        super().__init__()
+        shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - fast, nothing secret
+        self.folder = tempfile.mkdtemp(prefix="imgdb-life-", dir=shm)
+        self.root = shutil.copytree(self.template, os.path.join(self.folder, "store"))
+        self.store = ImageStore.open(self.root, durable=False)
+        self.world = World(self.root, BODIES)
+        self.have, self.read, self.held = set(), set(), []
+
+    def teardown(self):
+        """A last collection, a name for the mirror that plain SQL passed by, and nothing is wrong."""
+        try:
+            while self.held:
+                self.held.pop().release()
+            self.world.sql("DELETE FROM imgdb_leases")
+            self.store_archive([("one", NAMES[0])], (), "dangle")
+            self.collect(FULL)
+            check_store(self.store)
+        finally:
+            self.world.close()
+            self.store.close()
+            shutil.rmtree(self.folder)
+
+    # -- users -------------------------------------------------------------------------------
+
+    @rule(
+        chosen=entries, without=st.sets(digests, max_size=2), replace=st.sampled_from(["dangle", "replace"])
+    )
+    def load(self, chosen, without, replace):
+        """Whole archives and partial ones."""
+        self.store_archive(chosen, without, replace)
+
+    @initialize(chosen=st.lists(st.tuples(nodes, st.none() | names), max_size=8))
+    def start(self, chosen):
+        """A store that holds something already."""
+        if chosen:
+            self.store_archive(chosen, (), "dangle")
+
+    def store_archive(self, chosen, without, replace):
+        options = ImportOptions(replace=replace, allow_incomplete=True)
+        try:
+            self.store.load(archive_of(chosen, without), options)
+        except RefusedError:
+            assert self.world.pinned() & {name for _, name in chosen}
+        else:
+            self.came(chosen, without)
+
+    def came(self, chosen, without):
+        """What an archive leads to, by itself or with what was here, is here now."""
+        offered = {blob.digest for node, _ in chosen for blob in POOL[node].blobs().values()}
+        there = (offered - set(without)) | self.have
+        tops = [POOL[node].digest for node, _ in chosen]
+        indexes = {digest: manifests(BODIES[digest]) for digest in BODIES.keys() & there}
+        read = reach(indexes, tops) & indexes.keys()
+        self.have |= reach({digest: children(BODIES[digest]) for digest in read}, tops) & there
+        self.read |= read
+
+    @rule(data=st.data(), name=names)
+    def tag(self, data, name):
+        """Another name, or a name that moves."""
+        self.change_name(data, lambda source: self.store.tag(source, name))
+
+    @rule(data=st.data())
+    def remove(self, data):
+        """A name goes."""
+        self.change_name(data, self.store.remove)
+
+    @rule(data=st.data())
+    def remove_all(self, data):
+        """All names of an image go."""
+        self.change_name(data, lambda name: self.store.remove(self.world.names()[name], force=True))
+
+    def change_name(self, data, change):
+        there = sorted(self.world.names())
+        if there:
+            with contextlib.suppress(RefusedError) if self.world.pinned() else contextlib.nullcontext():
+                change(data.draw(st.sampled_from(there)))
+
+    @rule(data=st.data())
+    def pin(self, data):
+        """A name is pinned, or let go."""
+        named = sorted(name for name in self.world.names() if "dangling" not in name)
+        if named:
+            name = data.draw(st.sampled_from(named))
+            (self.store.unpin if name in self.world.pinned() else self.store.pin)(name)
+
+    @rule(lease=leases, flat=st.booleans(), keys=st.sets(digests, min_size=1, max_size=3))
+    def lease(self, lease, flat, keys):
+        """A lease is made, or gets more; what it lists need not be here."""
+        if lease not in self.world.sql("SELECT id FROM imgdb_leases"):
+            self.store.create_lease(lease, flat=flat)
+        self.store.add_to_lease(lease, keys)
+
+    @rule(lease=leases, key=digests)
+    def let_go(self, lease, key):
+        """A lease lets go of something."""
+        if lease in self.world.sql("SELECT id FROM imgdb_leases"):
+            self.store.remove_from_lease(lease, [key])
+
+    @rule(keys=st.sets(digests, min_size=1, max_size=3))
+    def hold(self, keys):
+        """An operation begins that relies on files, or ends."""
+        if len(self.held) > 1:
+            self.held.pop().release()
+        else:
+            self.held.append(self.store._blobs.hold())
+            self.held[-1].add([Digest.parse(key) for key in keys])
+
+    # -- admins ------------------------------------------------------------------------------
+
+    @rule(lease=leases)
+    def expire(self, lease):
+        """Time passes for a lease."""
+        self.world.sql("UPDATE imgdb_leases SET expires_at = 1 WHERE id = ?", lease)
+
+    @rule(name=names)
+    def delete_image(self, name):
+        """Plain SQL; a pinned name's image stays by its lease."""
+        self.world.sql("DELETE FROM imgdb_images WHERE name = ?", name)
+
+    @rule(lease=leases)
+    def delete_lease(self, lease):
+        """Plain SQL."""
+        self.world.sql("DELETE FROM imgdb_leases WHERE id = ?", lease)
+
+    @rule(digest=digests)
+    def delete_images_of(self, digest):
+        """Plain SQL with a condition."""
+        target = "(SELECT id FROM imgdb_blobs WHERE digest = ?)"
+        self.world.sql(f"DELETE FROM imgdb_images WHERE target_id = {target}", digest)  # noqa: S608
+
+    # -- collections -------------------------------------------------------------------------
+
+    @rule()
+    def gc(self):
+        """What cron does."""
+        self.collect(GcOptions())
+
+    @rule()
+    def gc_full(self):
+        """What an admin does."""
+        self.collect(FULL)
+
+    def collect(self, options):
+        """The same live set as the oracle's, and the dry run's list is what went."""
+        marked, alive = self.world.live()
+        before, held = self.world.present(), self.holding()
+        plan = self.store.plan_gc(options)
+        assert self.world.present() == before
+        assert {str(item.digest) for item in plan.garbage if item.frees} == before - alive - held
+        result = self.store.gc(options)
+        assert result.freed == plan.freed
+        assert result.complete
+        assert result.remaining_bytes == 0
+        assert result.expired_leases == len(plan.expired)
+        assert result.kept_bytes == plan.kept_bytes
+        self.have &= alive
+        self.read &= marked
+        assert self.world.present() == alive & before
+        assert self.world.files() == self.have | (held & self.world.files())
+
+    def holding(self):
+        return {str(digest) for hold in self.held for digest in hold.digests}
+
+    # -- crashes -----------------------------------------------------------------------------
+
+    @rule(effects=effects, full=st.booleans())
+    def die_in_gc(self, effects, full):
+        """A collection that died took garbage only; the next one takes the rest."""
+        with dying(self.store, effects):
+            self.store.gc(FULL if full else GcOptions())
+        marked, alive = self.world.live()
+        self.have &= alive | self.world.present()
+        self.read &= marked | self.world.read()
+
+    @rule(effects=effects, chosen=entries)
+    def die_in_load(self, effects, chosen):
+        """An import that died is all there, or nothing of it."""
+        before = self.generation()
+        with dying(self.store, effects), contextlib.suppress(RefusedError):
+            options = ImportOptions(allow_incomplete=True)
+            self.store.load(archive_of(chosen), options)
+        if self.generation() > before:
+            self.came(chosen, ())
+
+    def generation(self):
+        return self.world.sql("SELECT generation FROM imgdb_meta")
+
+    # -- at any time -------------------------------------------------------------------------
+
+    @invariant()
+    def nothing_is_wrong(self):
+        """Counters, files, circles; what must be here is here."""
+        assert self.world.wrong() == []
+        assert self.world.present() == self.have
+        now_read = self.world.read()
+        assert self.read <= now_read
+        self.read = now_read
+
+
+def settle(cls, tmp_path_factory, **more):
+    """Run a machine from a template store."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _template(store_template):
+    Life.template = store_template
+
+
+CALM = settings(
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+
+
+class TestLife(Life.TestCase):
+    """200 lives."""
+
+    settings = settings(CALM, max_examples=200, stateful_step_count=14)
+
+
+@pytest.mark.deep
+class TestLongLife(Life.TestCase):
+    """2 000 longer ones."""
+
+    settings = settings(CALM, max_examples=2000, stateful_step_count=40)
