@@ -147,15 +147,14 @@ class Collector:
         with self._alone() as was_killed:
             self.read(_check_expanded)
             self.files.remove_dead_ingests()
-            if options.full:
-                self._count_again()
             self._rows(budget)
             self._files(budget)
+            listed = not was_killed
             if options.full or was_killed:
                 self.files.empty_trash()
-                was_killed = not self._sweep([digest for digest, _ in self._orphans(options)], budget)
+                listed = self._sweep([digest for digest, _ in self._orphans(options)], budget)
             result.foreign = tuple(self.files.foreign()) if options.full else ()
-            if not was_killed:
+            if listed:
                 os.truncate(self._run_lock(), 0)
         if budget.stopped:
             result.remaining_bytes = sum(self.plan(options).freed.values())
@@ -163,13 +162,6 @@ class Collector:
         result.kept_bytes = self.read(blobs.totals)[1]
         result.duration_s = time.monotonic() - budget.started
         return result
-
-    def _count_again(self) -> None:
-        """Asked first, for asking locks nobody out."""
-        if self.read(garbage.miscounted):
-            self.write(garbage.recount)
-        if self.read(garbage.unreachable):
-            self.write(garbage.unlink_unreachable)
 
     def _holds(self) -> tuple[Collection[str], set[Digest], list[Digest]]:
         """Names of living holds, what they list, and what dead ones list.
@@ -187,6 +179,17 @@ class Collector:
     def _rows(self, budget: _Budget) -> None:
         now, living = now_us(), self.files.living_holds()
         budget.result.expired_leases = self.write(partial(_expire, now=now, living=living))
+        full = budget.options.full
+        # Asked before it is done, for asking locks nobody out.
+        if full and self.read(garbage.miscounted):
+            self.write(garbage.recount)
+        self._take_down(budget)
+        if full and not budget.stopped and self.read(garbage.unreachable):
+            self.write(garbage.unlink_unreachable)
+            self._take_down(budget)
+
+    def _take_down(self, budget: _Budget) -> None:
+        """Level after level, until nothing is left or a limit is met."""
         while step := budget.allows(budget.rows, _BATCH):
             taken = self.write(partial(_collect, limit=step))
             if not taken:

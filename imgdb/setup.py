@@ -10,6 +10,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sqlalchemy import URL
+
 from imgdb import mirror, pair
 from imgdb.content.disk import DiskBlobStore
 from imgdb.db import engine, schema
@@ -53,7 +55,8 @@ def create(root: str, db: str | None, *, durable: bool) -> None:
 def connect(root: str, db: str | None, *, create: bool = False) -> Engine:
     """An engine for a store's database: the one in the store, or the one that `db` names."""
     if db is not None:
-        return engine.engine_for(db if "://" in db else f"sqlite:///{os.path.abspath(db)}")
+        # As a URL object: in the text of one, ? and % would mean something.
+        return engine.engine_for(db if "://" in db else URL.create("sqlite", database=os.path.abspath(db)))
     path = os.path.join(root, "imgdb.db")
     if not create and not os.access(root, os.W_OK):
         return engine.read_only_engine(path)

@@ -1,4 +1,4 @@
-"""OCI image-spec's JSON schemas, as far as they constrain an index, a manifest and a layout, written shortly."""
+"""What OCI's image-spec demands of an index, a manifest and a layout, as JSON schemas."""
 
 from __future__ import annotations
 

@@ -73,9 +73,11 @@ def test_every_way_out_gives_the_same_bytes(filled, tmp_path):
         filled.export([], file, every=True)
     assert (tmp_path / "opened.tar").read_bytes() == expected
     os.mkfifo(tmp_path / "fifo")
-    with subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE) as cat:
-        filled.export([], str(tmp_path / "fifo"), every=True)
-        assert cat.stdout.read() == expected
+    with open(tmp_path / "copied.tar", "wb") as copy:
+        cat = subprocess.Popen(["cat", tmp_path / "fifo"], stdout=copy)
+    filled.export([], str(tmp_path / "fifo"), every=True)
+    assert cat.wait() == 0
+    assert (tmp_path / "copied.tar").read_bytes() == expected
 
 
 def test_the_host_decides_without_prefer(filled, tmp_path, monkeypatch):
@@ -113,7 +115,7 @@ def test_members(filled, tmp_path):
     members = Members(tmp_path / "out.tar")
     blobs = sorted(name for name in members.infos if name.count("/") == 2)
     folders = ["blobs", "blobs/sha256", "blobs/sha512"]
-    assert list(members.infos) == sorted([*folders, *blobs, "index.json", "manifest.json", "oci-layout"])
+    assert list(members.infos) == [*folders, *blobs, "index.json", "manifest.json", "oci-layout"]
     for name, info in members.infos.items():
         mode = 0o755 if info.isdir() else 0o644 if name in {"index.json", "manifest.json"} else 0o444
         assert (info.mode, info.uid, info.gid, info.uname, info.gname, info.mtime) == (mode, 0, 0, "", "", 0)
@@ -208,7 +210,7 @@ def test_a_docker_archive(store, new_store, tmp_path):
     ]
     other = new_store("other")
     other.load(str(tmp_path / "out.tar"))
-    assert other.resolve("multi:2") and other.resolve(config)
+    assert other.resolve("multi:2").target == other.resolve(config).target
 
 
 def test_a_docker_archive_holds_images_only(store, tmp_path):

@@ -279,7 +279,8 @@ def _cure(row: BlobRow, difference: Difference, parsed: _Parsed | None) -> metho
         return methodcaller("row", row, difference.values)
     if difference.id == "text-wrong" and parsed is not None:
         return methodcaller("text", row, parsed.raw)
-    return methodcaller("document", row.digest)
+    is_document = parsed is not None and parsed.document is not None
+    return methodcaller("document", row.digest) if is_document else methodcaller("no_document", row)
 
 
 def _compare(

@@ -74,6 +74,11 @@ class Mender:
         self._change(lambda c: mend.put_text(c, row.id, raw))
         return State.REPAIRED
 
+    def no_document(self, row: BlobRow) -> State:
+        """Forget references of a blob that can have none."""
+        self._change(lambda c: mend.forget(c, row))
+        return State.REPAIRED
+
     def referrers(self, subject: int) -> State:
         """Derive the referrers of a document anew."""
         self._change(lambda c: mend.resettle(c, subject))

@@ -186,9 +186,9 @@ def miscounted(connection: Connection) -> bool:
 
 
 def unreachable(connection: Connection) -> list[int]:
-    """Row ids of counted documents that no root reaches.
+    """Row ids of documents with edges that no root reaches, for counting misses circles.
 
-    Counting misses circles, which only foreign hands can have made.
+    Only foreign hands can have made one.
     """
     return list(connection.execute(_unreachable_statement()).scalars())
 
@@ -196,13 +196,14 @@ def unreachable(connection: Connection) -> list[int]:
 @cache
 def _unreachable_statement() -> Select[Any]:
     live = _below(select(_blobs.c.id).where(or_(_named(), _held_by(flat=False))), "live")
-    return select(_blobs.c.id).where(
-        _blobs.c.refcount > 0, _blobs.c.expanded, _blobs.c.id.not_in(select(live.c.id))
-    )
+    return select(_blobs.c.id).where(_blobs.c.expanded, _blobs.c.id.not_in(select(live.c.id)))
 
 
 def unlink_unreachable(connection: Connection) -> int:
-    """Drop the edges of those documents; their counters fall, and `collect` takes them."""
+    """Drop the edges of all those documents at once, so that none of them counts for another.
+
+    Then their counters are 0, and `collect` takes them.
+    """
     lost = unreachable(connection)
     _drop_edges(connection, lost)
     return len(lost)
@@ -284,13 +285,17 @@ def doomed(connection: Connection, limit: int | None = None) -> list[Digest]:
     return [Digest.parse(digest) for digest in connection.execute(statement).scalars()]
 
 
-def undoom(connection: Connection, digests: Collection[Digest], gone: Collection[Digest]) -> None:
-    """Forget those digests whose files are gone, and those whose rows are back."""
+def undoom(
+    connection: Connection, digests: Collection[Digest], gone: Collection[Digest] | None = None
+) -> None:
+    """Forget digests: those that are gone, and those whose rows are back; all, where `gone` is None."""
     back = exists(select(_blobs.c.id).where(_blobs.c.digest == _doomed.c.digest, _blobs.c.present))
     for chunk in chunks(digests):
-        mine = _doomed.c.digest.in_([str(digest) for digest in chunk])
-        away = _doomed.c.digest.in_([str(digest) for digest in set(gone).intersection(chunk)])
-        connection.execute(delete(_doomed).where(mine, or_(away, back.correlate(_doomed))))
+        mine: Any = _doomed.c.digest.in_([str(digest) for digest in chunk])
+        if gone is not None:
+            away = _doomed.c.digest.in_([str(digest) for digest in set(gone).intersection(chunk)])
+            mine = and_(mine, or_(away, back.correlate(_doomed)))
+        connection.execute(delete(_doomed).where(mine))
 
 
 def doomed_bytes(connection: Connection) -> tuple[int, int]:

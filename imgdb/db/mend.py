@@ -216,6 +216,13 @@ def _forget(connection: Connection, document: int) -> tuple[list[int], list[int]
     return [row.child_id for row in rows], subjects
 
 
+def forget(connection: Connection, row: BlobRow) -> None:
+    """Delete references of a blob that is no document."""
+    former, touched = _forget(connection, row.id)
+    graph.settle_referrers(connection, touched)
+    _drop_stubs(connection, former)
+
+
 def _is_needed(connection: Connection, blob: int) -> bool:
     return bool(connection.execute(select(_blobs.c.refcount).where(_blobs.c.id == blob)).scalar())
 

@@ -31,7 +31,9 @@ BLOBS = View(
 
 _EXPIRED = (
     "(SELECT count(*) FROM imgdb_lease_resources AS r JOIN imgdb_leases AS l ON l.id = r.lease_id"
-    f" WHERE r.type = '{{type}}' AND r.key = {{key}} AND l.expires_at <= {NOW})"
+    f" WHERE r.type = '{{type}}' AND r.key = {{key}} AND l.expires_at < {NOW}"
+    # What its owner says is asked by gc only; until then an owned lease counts as alive.
+    " AND l.owner_kind IS NULL)"
 )
 
 GARBAGE = View(
@@ -80,7 +82,10 @@ LEASES = View(
         "id": text("l.id", "chosen by its maker, or random", "123456789-AbCd"),
         "created": moment("l.created_at", "when it was made"),
         "expires": moment("l.expires_at", "when it ends; NULL when never"),
-        "expired": flag(f"coalesce(l.expires_at <= {NOW}, 0)", "gc treats it as gone"),
+        "expired": flag(
+            f"coalesce(l.expires_at < {NOW}, 0) AND l.owner_kind IS NULL",
+            "its time is over and no owner keeps it, so gc treats it as gone",
+        ),
         "flat": flag("l.flat", "protects the named blobs only, not what they refer to"),
         "owner_kind": text("l.owner_kind", "kind of the host application's row that owns it, or NULL", "run"),
         "owner_id": text("l.owner_id", "which row that is, or NULL", "42"),
