@@ -44,12 +44,14 @@ class GcOptions:
         grace_s: seconds that a file nobody knows is left alone.
         time_limit_s: stop cleanly after this long; the next run goes on.
         max_delete: stop cleanly after this many blobs.
+        totals: also sum up what is kept, the one thing whose time grows with the store.
     """
 
     full: bool = False
     grace_s: float = GRACE_S
     time_limit_s: float | None = None
     max_delete: int | None = None
+    totals: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,20 @@ class GcPlan:
 
 @dataclass(slots=True)
 class GcResult:
-    """What a collection did; bytes and blobs are those of files that are gone."""
+    """What a collection did; bytes and blobs are those of files that are gone.
+
+    Attributes:
+        freed: files that are gone, with their sizes.
+        kept_bytes: of the blobs that stay; None where it was not asked for.
+        remaining_bytes: garbage that a limit left for the next run.
+        foreign: names in ``blobs/`` that are no blobs; known after a full one.
+        complete: nothing was left.
+    """
 
     freed: dict[Digest, int] = field(default_factory=dict)
     freed_snapshots: int = 0
     expired_leases: int = 0
-    kept_bytes: int = 0
+    kept_bytes: int | None = None
     remaining_bytes: int = 0
     foreign: tuple[str, ...] = ()
     complete: bool = True
@@ -159,7 +169,8 @@ class Collector:
         if budget.stopped:
             result.remaining_bytes = sum(self.plan(options).freed.values())
             result.complete = not result.remaining_bytes
-        result.kept_bytes = self.read(blobs.totals)[1]
+        if options.totals:
+            result.kept_bytes = self.read(blobs.totals)[1]
         result.duration_s = time.monotonic() - budget.started
         return result
 
@@ -200,7 +211,8 @@ class Collector:
         self._sweep(self.read(garbage.doomed), budget)
         dead = self.files.dead_holds()
         if self._sweep(dead, budget):
-            self.files.reap_holds(dead)
+            gone = {digest for digest in dead if self.files.stat(digest) is None}
+            self.files.reap_holds(gone | self._known(dead))
 
     def _sweep(self, digests: Sequence[Digest], budget: _Budget) -> bool:
         """Whether all of them were looked at."""

@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from imgdb.content.disk import write_all, write_durably
+from imgdb.content.files import write_all, write_durably
 from imgdb.db.leases import PIN
 from imgdb.errors import BadArchiveError, DataLossError, InvalidArgumentError
 from imgdb.oci import jsontext, spec

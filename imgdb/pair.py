@@ -17,7 +17,8 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from imgdb.content.disk import DiskBlobStore, write_durably
+from imgdb.content.disk import DiskBlobStore
+from imgdb.content.files import write_durably
 from imgdb.content.holds import locked
 from imgdb.errors import DataLossError, ImgdbError, NotFoundError, RefusedError
 

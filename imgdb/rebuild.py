@@ -32,7 +32,8 @@ from imgdb import mirror, pair, setup, upkeep
 from imgdb.access import Access
 from imgdb.check.adopt import Adopter
 from imgdb.check.content import Meter
-from imgdb.content.disk import DiskBlobStore, set_aside
+from imgdb.content.disk import DiskBlobStore
+from imgdb.content.files import set_aside
 from imgdb.content.holds import locked
 from imgdb.db import audit, blobs, engine, events, garbage, images, leases, mend, pins, schema
 from imgdb.db.blobs import BlobRow

@@ -167,9 +167,14 @@ class ImageStore(Leasing):
                     loaded = rows.compare(connection, staged.plan.images)
             else:
                 loaded = commit(self._write, staged, replace=options.replace, into=options.lease)
-        except BaseException:
+        except (RefusedError, BusyError, NotFoundError):
+            # Said before any commit, so nothing of this import is or will be visible.
             staged.release()
             self._blobs.sweep(staged.placed, self._ask(blobs.known))
+            raise
+        except BaseException:
+            # A commit that failed may yet turn out to be whole; a collector looks when that is known.
+            staged.leave()
             raise
         staged.release()
         return LoadResult(tuple(loaded), len(staged.new), staged.new_bytes, staged.plan.warnings)
@@ -463,7 +468,7 @@ class ImageStore(Leasing):
         Where a collection runs already, it takes that as well, and this returns 0.
         """
         try:
-            return self.gc().freed_bytes
+            return self.gc(GcOptions(totals=False)).freed_bytes
         except BusyError:
             return 0
 

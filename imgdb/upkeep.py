@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from imgdb import pair, setup
 from imgdb.check.report import Finding
-from imgdb.content.disk import create_private_file, discard, publish
+from imgdb.content.files import create_private_file, discard, publish
 from imgdb.db import audit, backup, engine, schema
 from imgdb.errors import DataLossError, InvalidArgumentError, RefusedError, SchemaError
 

@@ -7,8 +7,7 @@ import sqlite3
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from tests.builder import Archive, Artifact, Attestation, Image, Index
-from tests.builder.blobs import noise
+from tests.builder import Archive, Artifact, Attestation, Image, Index, noise
 
 LAYER = {"usr/bin/tool": noise(3000)}
 

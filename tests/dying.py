@@ -13,7 +13,7 @@ from unittest import mock
 
 from sqlalchemy import event
 
-from imgdb.content import disk, holds
+from imgdb.content import holds, ingest
 
 EFFECTS = ("rename", "unlink", "rmdir", "mkdir", "write", "pwrite", "ftruncate")
 
@@ -48,7 +48,7 @@ def dying(store, effects):
     Yields an object whose `ended` says whether it died.
     """
     life = _Life(effects)
-    before = set(holds._open_holds), set(disk._open_ingests)
+    before = set(holds._open_holds), set(ingest._open_ingests)
     patches = {name: life.wrapped(getattr(os, name)) for name in EFFECTS}
 
     def commit(_connection):
@@ -63,6 +63,6 @@ def dying(store, effects):
     finally:
         event.remove(store._engine, "commit", commit)
         # What the kernel does for the dead.
-        for opened, were_open in zip((holds._open_holds, disk._open_ingests), before, strict=True):
+        for opened, were_open in zip((holds._open_holds, ingest._open_ingests), before, strict=True):
             for thing in set(opened) - were_open:
                 thing.abandon()

@@ -65,6 +65,7 @@ class _Checker:
         self.db = db
         self.blobs = {row["id"]: row for row in db.execute("SELECT * FROM imgdb_blobs")}
         self.ids = {row["digest"]: row["id"] for row in self.blobs.values()}
+        self.whole = set()  # ids of blobs whose bytes are right; filled by `files`
         self.edges = [dict(row) for row in db.execute("SELECT * FROM imgdb_descriptors")]
 
     def all(self, leases, *, garbage_files):
@@ -101,7 +102,10 @@ class _Checker:
             if row["present"] and path is None:
                 yield f"{row['digest']} is present but has no file"
             elif path is not None and row["damaged_at"] is None:
-                yield from self.file(row, path)
+                found = list(self.file(row, path))
+                if not found:
+                    self.whole.add(row["id"])
+                yield from found
         doomed = {row[0] for row in self.db.execute("SELECT digest FROM imgdb_doomed")}
         if not garbage_files:
             yield from (f"file without a row: {digest}" for digest in there if digest not in doomed)
@@ -123,7 +127,7 @@ class _Checker:
 
     def read(self, row):
         """The document of a row, or None when it is not here."""
-        if not row["present"] or row["damaged_at"] is not None:
+        if row["id"] not in self.whole:
             return None
         size = row["size"]
         reference = Descriptor(row["media_type"], Digest.parse(row["digest"]), size)
@@ -142,8 +146,8 @@ class _Checker:
             if document is not None and row["refcount"] and not row["expanded"]:
                 yield f"{row['digest']} is a {row['kind']} in use and not expanded"
             derived = {} if document is None or not row["expanded"] else self.derived(document)
-            damaged = row["damaged_at"] is not None
-            if recorded.get(row["id"], {}) != derived and not damaged:
+            known = document is not None or not row["expanded"]
+            if known and recorded.get(row["id"], {}) != derived:
                 yield f"{row['digest']}: other edges than its bytes have"
             yield from self.text(row)
 
@@ -173,10 +177,10 @@ class _Checker:
 
     def text(self, row):
         found = self.db.execute("SELECT json FROM imgdb_documents WHERE blob_id = ?", [row["id"]]).fetchone()
-        if found is not None and row["present"] and row["damaged_at"] is None:
+        if found is not None and row["id"] in self.whole:
             if found[0].encode() != self.bytes_of(row):
                 yield f"{row['digest']}: its text is another"
-        elif row["kind"] in DOCUMENTS and row["present"] and row["size"] <= TEXT_LIMIT:
+        elif found is None and row["kind"] in DOCUMENTS and row["present"] and row["size"] <= TEXT_LIMIT:
             yield f"{row['digest']}: its text is not kept"
 
     def referrers(self):
@@ -230,13 +234,10 @@ class _Checker:
         )
         for key, is_flat in held:
             (flat if is_flat else strong)[self.ids.get(key)] += 1
-        children = {edge["child_id"] for edge in self.edges}
         for row in self.blobs.values():
             counted = (row["refcount"], row["flat_refcount"])
             if counted != (strong[row["id"]], flat[row["id"]]):
                 yield f"{row['digest']}: counters {counted}, not {strong[row['id']], flat[row['id']]}"
-            if not row["present"] and row["id"] not in children and not any(counted):
-                yield f"{row['digest']} is a stub that nothing refers to"
 
     def layers(self):
         """Layer rows say what manifests and configs say."""
@@ -258,7 +259,7 @@ class _Checker:
         if document.config is None or document.config.media_type not in spec.CONFIG_TYPES:
             return nothing
         row = self.blobs[self.ids[str(document.config.digest)]]
-        if not row["present"] or row["damaged_at"] is not None:
+        if row["id"] not in self.whole:
             return nothing
         diff_ids = (json.loads(self.bytes_of(row)).get("rootfs") or {}).get("diff_ids") or []
         if len(diff_ids) != count:

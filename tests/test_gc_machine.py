@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -76,6 +77,35 @@ def archive_of(chosen, without=()):
     return io.BytesIO(tar_bytes(archive.members(without=set(without))))
 
 
+class Place:
+    """One store for all lives, since a new engine would have to compile every statement again."""
+
+    def __init__(self, template, root):
+        shutil.copytree(template, root)
+        self.store = ImageStore.open(root, durable=False)
+        self.world = World(root, BODIES)
+        self.empty = sqlite3.connect(template / "imgdb.db")
+        self.files = {name: (template / name).read_bytes() for name in ("index.json", "store.json")}
+
+    def reset(self):
+        """As it was when it was new."""
+        self.empty.backup(self.world.db)
+        for folder in ("blobs", "ingest", "holds", "trash"):
+            shutil.rmtree(self.world.root / folder)
+            (self.world.root / folder).mkdir(mode=0o700)
+        for name, body in self.files.items():
+            (self.world.root / name).write_bytes(body)
+        for name in ("gc-run.lock", "names.log"):
+            (self.world.root / name).unlink(missing_ok=True)
+
+    def close(self):
+        """It is gone."""
+        self.store.close()
+        self.world.close()
+        self.empty.close()
+        shutil.rmtree(self.world.root)
+
+
 class Life(RuleBasedStateMachine):
     """Everything that users, admins and crashes do to a store.
 
@@ -83,30 +113,22 @@ class Life(RuleBasedStateMachine):
     and only a collection takes away. A collection that died is asked how far it came with garbage.
     """
 
-    template: Path
+    place: Place
 
     def __init__(self):
         super().__init__()
-        shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - fast, nothing secret
-        self.folder = tempfile.mkdtemp(prefix="imgdb-life-", dir=shm)
-        self.root = shutil.copytree(self.template, os.path.join(self.folder, "store"))
-        self.store = ImageStore.open(self.root, durable=False)
-        self.world = World(self.root, BODIES)
+        self.place.reset()
+        self.store, self.world = self.place.store, self.place.world
         self.have, self.read, self.held = set(), set(), []
 
     def teardown(self):
         """A last collection, the mirror that plain SQL passed by written anew, and nothing is wrong."""
-        try:
-            while self.held:
-                self.held.pop().release()
-            self.world.sql("DELETE FROM imgdb_leases")
-            self.collect(FULL)
-            self.store._after_commit(self.generation()[0], NAMES)
-            check_store(self.store)
-        finally:
-            self.world.close()
-            self.store.close()
-            shutil.rmtree(self.folder)
+        while self.held:
+            self.held.pop().release()
+        self.world.sql("DELETE FROM imgdb_leases")
+        self.collect(FULL)
+        self.store._after_commit(self.generation(), NAMES)
+        check_store(self.store)
 
     # -- users -------------------------------------------------------------------------------
 
@@ -124,6 +146,7 @@ class Life(RuleBasedStateMachine):
             self.store_archive(chosen, (), "dangle")
 
     def store_archive(self, chosen, without, replace):
+        """Import; only a pin can be in the way."""
         options = ImportOptions(replace=replace, allow_incomplete=True)
         try:
             self.store.load(archive_of(chosen, without), options)
@@ -158,6 +181,7 @@ class Life(RuleBasedStateMachine):
         self.change_name(data, lambda name: self.store.remove(self.world.names()[name], force=True))
 
     def change_name(self, data, change):
+        """Do something to one of the names; only a pin can be in the way."""
         there = sorted(self.world.names())
         if there:
             with contextlib.suppress(RefusedError) if self.world.pinned() else contextlib.nullcontext():
@@ -264,6 +288,7 @@ class Life(RuleBasedStateMachine):
         assert {str(digest) for digest in self.store.kept_by()} & self.have == alive & self.have
 
     def holding(self):
+        """Digests that operations rely on."""
         return {str(digest) for hold in self.held for digest in hold.digests}
 
     # -- crashes -----------------------------------------------------------------------------
@@ -288,7 +313,8 @@ class Life(RuleBasedStateMachine):
             self.came(chosen, ())
 
     def generation(self):
-        return self.world.sql("SELECT generation FROM imgdb_meta")
+        """How far the database has come."""
+        return self.world.rows.one("SELECT generation FROM imgdb_meta")
 
     # -- at any time -------------------------------------------------------------------------
 
@@ -302,13 +328,15 @@ class Life(RuleBasedStateMachine):
         self.read = now_read
 
 
-def settle(cls, tmp_path_factory, **more):
-    """Run a machine from a template store."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _template(store_template):
-    Life.template = store_template
+@pytest.fixture(scope="module", autouse=True)
+def _place(store_template, tmp_path_factory):
+    memory = Path("/dev/shm")  # noqa: S108 - SQLite syncs each commit; nothing secret
+    usable = os.access(memory, os.W_OK)
+    folder = tempfile.mkdtemp(prefix="imgdb-life-", dir=memory) if usable else tmp_path_factory.mktemp("life")
+    Life.place = Place(store_template, Path(folder) / "store")
+    yield
+    Life.place.close()
+    Path(folder).rmdir()
 
 
 CALM = settings(
@@ -321,7 +349,7 @@ CALM = settings(
 class TestLife(Life.TestCase):
     """200 lives."""
 
-    settings = settings(CALM, max_examples=200, stateful_step_count=14)
+    settings = settings(CALM, max_examples=200, stateful_step_count=12)
 
 
 @pytest.mark.deep

@@ -62,8 +62,10 @@ def unlisted(access: Access, meter: Meter, *, writable: bool) -> Iterator[Case]:
         if row is not None and verdict is not None and verdict.is_sound:
             yield blob_case("blob-unrecorded", row, "its file is here", methodcaller("adopt", row, verdict))
         else:
-            detail = f"{listing[digest].size} bytes"
-            yield Case(Finding("orphan-file", str(digest), detail, digest))
+            spoiled = verdict is not None and verdict.status is not None
+            detail = f"{listing[digest].size} bytes{', not those that its row misses' if spoiled else ''}"
+            cure = methodcaller("quarantine", digest, verdict) if spoiled else None
+            yield Case(Finding("orphan-file", str(digest), detail, digest), cure)
 
 
 def _unknown(connection: Connection, digests: Collection[Digest]) -> set[Digest]:

@@ -11,11 +11,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imgdb import mirror
+from imgdb import mirror, pair
 from imgdb.check import documents
 from imgdb.check.content import Judgement, read_verified
 from imgdb.check.report import State
-from imgdb.db import audit, blobs, events, images, mend
+from imgdb.db import audit, blobs, events, images, mend, pins, schema
 from imgdb.db.audit import DOCUMENT_KINDS
 from imgdb.db.sql import chunks, now_us
 from imgdb.oci import spec
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from imgdb.check.content import Verdict
     from imgdb.content.store import BlobStat
     from imgdb.db.blobs import BlobRow
+    from imgdb.db.images import ImageRecord
+    from imgdb.db.schema import Meta
     from imgdb.oci.digest import Digest
     from imgdb.oci.spec import Document, ImageConfig
 
@@ -98,12 +100,17 @@ class Mender:
 
     def mirror(self) -> State:
         """Write all names to the mirror."""
-        names = set(mirror.read(self._access.root).entries)
-
-        def work(connection: Connection) -> set[str]:
-            return names | {record.name for record in images.listing(connection)}
-
-        self._access.write(work, changes=lambda every: every)
+        root = self._access.root
+        with pair.index_lock(root):
+            records, pinned, meta = self._access.read(_names)
+            mirror.write_index(
+                root,
+                records,
+                store_id=meta.store_id,
+                generation=meta.generation,
+                pinned=pinned,
+                durable=self._files.durable,
+            )
         return State.REPAIRED
 
     def document(self, digest: Digest) -> State:
@@ -123,13 +130,27 @@ class Mender:
 
     def _rewrite(self, digest: Digest) -> Document | None:
         row = self._find(digest)
-        raw = read_verified(self._files, row) if row is not None and row.present else None
-        document = documents.parse(raw, row) if row is not None and raw is not None else None
+        if row is None or not row.present:
+            return None
+        small = row.size <= spec.MANIFEST_LIMIT
+        raw = read_verified(self._files, row) if small else None
+        document = None if raw is None else documents.parse(raw, row)
         if document is None:
             return None
         config = self.config_of(document)
         self._change(lambda c: mend.rewrite(c, digest, document, config, at=now_us()))
         return document
+
+    def expand(self, row: BlobRow) -> State:
+        """Record the references of a document; a row that calls a leaf a document is put right."""
+        if self.document(row.digest) is State.REPAIRED:
+            return State.REPAIRED
+        refs = self._access.read(lambda c: audit.references(c, [row.id]))
+        raw = read_verified(self._files, row) if row.size <= spec.MANIFEST_LIMIT else b""
+        found = [] if raw is None else documents.row_differences(row, None, refs.get(row.id, []))
+        for difference in found:
+            return self.row(row, difference.values)
+        return State.FOUND
 
     def config_of(self, document: Document) -> ImageConfig | None:
         """The parsed config of an image's manifest, when it is here and right."""
@@ -210,6 +231,11 @@ class Mender:
             taken = self.arrive([found_row(row, verdict.status, verdict.blake3)])
             return State.REPAIRED if taken else State.FOUND
 
+    def quarantine(self, digest: Digest, verdict: Verdict) -> State:
+        """Move a file without a row out of the way, so that no import takes it for the right one."""
+        moved = self._files.quarantine(digest, verdict.status)
+        return State.FOUND if moved is None else State.SET_ASIDE
+
     def set_aside(self, row: BlobRow, verdict: Verdict) -> State:
         """Move wrong bytes out of the way, and say that the blob is not here.
 
@@ -236,6 +262,10 @@ class Mender:
         row = self._find(digest)
         healed = row is None or (row.present and row.damaged_at is None)
         return State.REPAIRED if healed else State.FOUND
+
+
+def _names(connection: Connection) -> tuple[list[ImageRecord], dict[str, str], Meta]:
+    return images.listing(connection), pins.pinned(connection), schema.read_meta(connection)
 
 
 def found_row(row: BlobRow, status: BlobStat, blake3: str) -> BlobRow:

@@ -89,11 +89,10 @@ def cat(settings: Settings, /, digest: str) -> None:
         if sys.stdout.isatty():
             _show(file)
             return
-        from imgdb.archive.sink import PipeSink  # noqa: PLC0415 - not needed for help
+        from imgdb.exporter.write import open_sink  # noqa: PLC0415 - not needed for help
 
-        sys.stdout.flush()
-        size = os.fstat(file.fileno()).st_size
-        PipeSink(sys.stdout.fileno()).copy(file.fileno(), size, lambda _count: None)
+        with open_sink(sys.stdout.buffer, "none") as sink:
+            sink.copy(file.fileno(), os.fstat(file.fileno()).st_size, lambda _count: None)
 
 
 def _show(file: BinaryIO) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imgdb.cli.context import Settings, complete_images, format_option_of, note, pass_settings
-from imgdb.cli.defaults import has_store, other_store
+from imgdb.cli.defaults import other_store
 from imgdb.cli.groups import Verb
 from imgdb.cli.output import Column, emit, say
 from imgdb.cli.params import Failures, OnePlatformType
@@ -253,7 +253,5 @@ def exists(settings: Settings, /, name: str) -> None:
         with settings.open() as store:
             found = store.exists(name)
     except NotFoundError:
-        if has_store(settings.root):
-            raise  # its database is what was not found
         found = False
     raise click.exceptions.Exit(0 if found else 1)

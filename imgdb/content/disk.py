@@ -14,46 +14,35 @@ Source: design §4.1-4.3, §4.7, §6; reliability §4.1.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import itertools
 import os
 import secrets
 import stat
 import sys
-import weakref
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from blake3 import blake3
 
+from imgdb.content.files import make_private_directory, open_regular, sync_directory
 from imgdb.content.holds import FileHold, digests_of, live_digests, living, locked, reap
-from imgdb.content.store import HEAD_SIZE, BlobStat, ByteSource, Staged
-from imgdb.errors import (
-    FailedPreconditionError,
-    ImgdbError,
-    InvalidArgumentError,
-    NotFoundError,
-    RefusedError,
-)
-from imgdb.oci.digest import Digest, new_hasher
+from imgdb.content.ingest import CHUNK, DiskIngest, remove_dead
+from imgdb.content.store import BlobStat, Staged
+from imgdb.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from imgdb.oci.digest import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
-    from types import TracebackType
 
     from imgdb.content.store import Ingest
 
-CHUNK = 1 << 20
 # Enough for blake3 to keep several cores busy.
 HASH_CHUNK = 8 << 20
-RESERVE_BYTES = 64 << 20
 SWEEP_BATCH = 100
-# Below this many files an fsync each costs less than flushing whatever else the disk has.
-SYNCFS_FROM = 8
 
 _DIRECTORIES = ("blobs", "ingest", "holds", "trash", "quarantine")
 
-_open_ingests: weakref.WeakSet[DiskIngest] = weakref.WeakSet()
+if sys.platform != "linux":  # pragma: no cover
+    raise ImportError("imgdb runs on Linux")
 
 
 class DiskBlobStore:
@@ -114,7 +103,7 @@ class DiskBlobStore:
         Raises:
             NotFoundError: it is not here.
         """
-        fd = _open_regular(self.path(digest))
+        fd = open_regular(self.path(digest))
         if fd is None:
             raise NotFoundError(f"blob {digest} is not in {self.root}")
         return open(fd, "rb", buffering=0)
@@ -170,7 +159,13 @@ class DiskBlobStore:
         if there is not None and there.size == blob.size and not replace:
             ingest.discard(blob)
             return
-        os.rename(ingest.path(blob), self.path(blob.digest))
+        path = self.path(blob.digest)
+        try:
+            os.rename(ingest.path(blob), path)
+        except IsADirectoryError:
+            # No blob, whoever put it there; nobody can hold or need it.
+            os.rename(path, self._quarantine_path(blob.digest))
+            os.rename(ingest.path(blob), path)
 
     def _stat_placed(self, digest: Digest) -> BlobStat:
         status = self.stat(digest)
@@ -217,14 +212,14 @@ class DiskBlobStore:
         """Digests that holds of dead processes list: files that may have no row."""
         return sorted(self._holds()[1])
 
-    def reap_holds(self, swept: Collection[Digest]) -> None:
-        """Remove those holds of dead processes of which everything was swept."""
+    def reap_holds(self, settled: Collection[Digest]) -> None:
+        """Remove those holds of dead processes of which every file is gone or has its row."""
         with locked(self.gc_lock, fcntl.LOCK_EX):
-            reap(os.path.join(self.root, "holds"), swept)
+            reap(os.path.join(self.root, "holds"), settled)
 
     def remove_dead_ingests(self) -> None:
         """Remove what imports that were killed had staged; the next import would do it too."""
-        _remove_dead(os.path.join(self.root, "ingest"))
+        remove_dead(os.path.join(self.root, "ingest"))
 
     def _holds(self) -> tuple[set[Digest], set[Digest]]:
         with locked(self.gc_lock, fcntl.LOCK_EX):
@@ -245,10 +240,13 @@ class DiskBlobStore:
             held, _ = live_digests(os.path.join(self.root, "holds"), reap=False)
             if digest in held or self.stat(digest) != seen or not os.path.lexists(path):
                 return None
-            name = f"{digest.algorithm}-{digest.hex}.{secrets.token_hex(4)}"
-            target = os.path.join(self.root, "quarantine", name)
+            target = self._quarantine_path(digest)
             os.rename(path, target)
             return target
+
+    def _quarantine_path(self, digest: Digest) -> str:
+        name = f"{digest.algorithm}-{digest.hex}.{secrets.token_hex(4)}"
+        return os.path.join(self.root, "quarantine", name)
 
     def foreign(self) -> list[str]:
         """Names below ``blobs/`` that are no blobs; nobody touches them."""
@@ -284,329 +282,3 @@ class DiskBlobStore:
                 freed[digest] = status.size
         self.empty_trash()
         return freed
-
-
-class DiskIngest:
-    """One import's private directory; removed, with what is left in it, at the end."""
-
-    def __init__(self, parent: str) -> None:
-        _remove_dead(parent)
-        self._directory, self._fd = _locked_directory(parent)
-        self._tokens = itertools.count(1)  # threads may share an ingest
-        _open_ingests.add(self)
-
-    def path(self, staged: Staged) -> str:
-        """Where staged bytes lie."""
-        return os.path.join(self._directory, staged.token)
-
-    def stage(
-        self,
-        source: ByteSource,
-        size: int,
-        *,
-        algorithm: str = "sha256",
-        keep: bool = True,
-        advance: Callable[[int], None] | None = None,
-    ) -> Staged:
-        """Read exactly `size` bytes, hash them, and keep them unless told not to."""
-        if not keep:
-            return _pump(source, size, algorithm, "", None, advance)
-        self._check_space(size)
-        token = f"{next(self._tokens):08x}"
-        path = os.path.join(self._directory, token)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            staged = _pump(source, size, algorithm, token, fd, advance)
-            os.fchmod(fd, 0o400)
-        except BaseException:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(fd)
-        return staged
-
-    def _check_space(self, size: int) -> None:
-        space = os.fstatvfs(self._fd)
-        free = space.f_bavail * space.f_frsize
-        if size and free < size + min(RESERVE_BYTES, space.f_blocks * space.f_frsize // 20):
-            raise ImgdbError(
-                f"no space in {self._directory}: {size} bytes are needed and {free} are free; "
-                "free some space or use another --store"
-            )
-
-    def open(self, staged: Staged) -> BinaryIO:
-        """Read staged bytes that were kept."""
-        return open(self.path(staged), "rb", buffering=0)
-
-    def discard(self, staged: Staged) -> None:
-        """Forget staged bytes; they may be forgotten already."""
-        if staged.token:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path(staged))
-
-    def sync(self, staged: Collection[Staged]) -> None:
-        """Make bytes durable: an fsync each, or one for the whole file system when they are many."""
-        if len(staged) >= SYNCFS_FROM:
-            sync_filesystem(self._fd)
-            return
-        for blob in staged:
-            fd = os.open(self.path(blob), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-
-    def close(self) -> None:
-        """Remove the directory and everything left in it."""
-        if self._fd >= 0:
-            # What can't be removed is no reason to fail an import; the next one tries again.
-            with contextlib.suppress(OSError):
-                _remove_flat(self._directory)
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Close without removing anything: what a crash does, and what a forked child must do."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _pump(
-    source: ByteSource,
-    size: int,
-    algorithm: str,
-    token: str,
-    fd: int | None,
-    advance: Callable[[int], None] | None,
-) -> Staged:
-    """One pass: read, hash twice, write."""
-    identity, fast = new_hasher(algorithm), blake3()
-    buffer = memoryview(bytearray(min(CHUNK, max(size, 1))))
-    head = b""
-    left = size
-    while left:
-        count = source.readinto(buffer[: min(left, len(buffer))])
-        if not count:
-            raise FailedPreconditionError(f"the input ended {left} bytes early")
-        chunk = buffer[:count]
-        if len(head) < HEAD_SIZE:
-            head += bytes(chunk[: HEAD_SIZE - len(head)])
-        identity.update(chunk)
-        fast.update(chunk)
-        if fd is not None:
-            write_all(fd, chunk)
-        left -= count
-        if advance is not None:
-            advance(count)
-    return Staged(token, Digest(algorithm, identity.hexdigest()), size, fast.hexdigest(), head)
-
-
-def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write everything; os.write may take less than it is given."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def make_private_directory(path: str, *, parents: bool = False) -> bool:
-    """Make a directory of mode 0700 whatever the umask; True when it was made.
-
-    Raises:
-        RefusedError: something that is no directory of ours is in the way.
-    """
-    if parents:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        if not stat.S_ISDIR(os.stat(path).st_mode):
-            raise RefusedError(f"{path} is not a directory; choose another --store") from None
-        return False
-    os.chmod(path, 0o700)
-    return True
-
-
-def sync_directory(path: str) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_filesystem(fd: int) -> None:
-    """syncfs(2), which the standard library lacks; reports write errors since Linux 5.8."""
-    import ctypes  # noqa: PLC0415 - costs milliseconds, needed for large imports only
-
-    if ctypes.CDLL(None, use_errno=True).syncfs(fd):
-        number = ctypes.get_errno()
-        raise OSError(number, f"syncfs: {os.strerror(number)}")
-
-
-def write_durably(path: str, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
-    """Replace a small file in one step: temporary file beside it, fsync, rename, fsync directory.
-
-    Two writers of one path need a lock: the temporary file has a fixed name, so that what a
-    killed one leaves is overwritten by the next.
-    """
-    temporary = f"{path}.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            write_all(fd, data)
-            os.fchmod(fd, mode)
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    if durable:
-        sync_directory(os.path.dirname(path))
-
-
-def publish(temporary: str, path: str, *, durable: bool = True) -> None:
-    """Let a finished file appear under its name: fsync, rename, fsync the directory.
-
-    Raises:
-        OSError: it could not be done; the temporary file is gone.
-    """
-    try:
-        if durable:
-            fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        discard(temporary)
-        raise
-    if durable:
-        sync_directory(os.path.dirname(path))
-
-
-def create_private_file(path: str) -> None:
-    """Make a new, empty file of mode 0600 whatever the umask, to be opened by somebody else."""
-    os.mknod(path, stat.S_IFREG | 0o600)
-    os.chmod(path, 0o600)
-
-
-def set_aside(path: str, suffix: str) -> str:
-    """Rename a database that nobody uses, with the files that belong to it; returns its new path."""
-    for companion in ("-wal", "-shm", "-journal", ""):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path + companion, f"{path}.{suffix}{companion}")
-    return f"{path}.{suffix}"
-
-
-def discard(path: str) -> None:
-    """Unlink a file that may not be there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def _locked_directory(parent: str) -> tuple[str, int]:
-    """A new directory under `parent`, flocked; again if a cleaner was faster than the lock."""
-    while True:
-        path = os.path.join(parent, secrets.token_hex(8))
-        os.mkdir(path, 0o700)
-        try:
-            fd = _open_locked(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
-            raise
-        if fd is not None:
-            return path, fd
-
-
-def _open_locked(path: str) -> int | None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if _is_at(fd, path):
-            os.fchmod(fd, 0o700)
-            return fd
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
-
-
-def _is_at(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _remove_dead(parent: str) -> None:
-    """Remove the directories of imports that were killed: those whose lock can be had."""
-    for name in os.listdir(parent):
-        path = os.path.join(parent, name)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as error:
-            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
-                continue
-            raise
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_flat(path)
-        except (BlockingIOError, FileNotFoundError):
-            pass  # it is alive; or its owner, or another cleaner, removed it meanwhile
-        finally:
-            os.close(fd)
-
-
-def _remove_flat(path: str) -> None:
-    """Remove a directory that holds files only."""
-    for name in os.listdir(path):
-        os.unlink(os.path.join(path, name))
-    os.rmdir(path)
-
-
-def _open_regular(path: str) -> int | None:
-    """A descriptor for reading; None where there is no regular file."""
-    # Not blocking, for a FIFO would wait for a writer.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        fd = os.open(path, flags)
-    except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
-            return None
-        raise
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    return None
-
-
-def _close_in_child() -> None:
-    """An ingest lives as long as its lock, which a forked child would share."""
-    for ingest in list(_open_ingests):
-        ingest.abandon()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
-
-
-if sys.platform != "linux":  # pragma: no cover
-    raise ImportError("imgdb runs on Linux")

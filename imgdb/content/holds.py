@@ -160,17 +160,17 @@ def live_digests(directory: str, *, reap: bool) -> tuple[set[Digest], set[Digest
     return live, dead
 
 
-def reap(directory: str, swept: Collection[Digest]) -> None:
-    """Remove dead holds that list only what was swept; call under ``gc.lock`` exclusive.
+def reap(directory: str, settled: Collection[Digest]) -> None:
+    """Remove dead holds that list only what is settled; call under ``gc.lock`` exclusive.
 
-    One whose process died after the list was made stays for the next collection.
+    One whose process died meanwhile, or that lists what a live hold keeps, is asked next time.
     """
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                if _can_lock(fd) and set(swept).issuperset(_read_digests(fd)):
+                if _can_lock(fd) and set(settled).issuperset(_read_digests(fd)):
                     os.unlink(path)
             finally:
                 os.close(fd)

@@ -119,6 +119,9 @@ class Hold(Protocol):
     def release(self) -> None:
         """Give the hold up; harmless when it was given up before."""
 
+    def abandon(self) -> None:
+        """Let the hold die as in a crash, so that a collector finds what it lists."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(

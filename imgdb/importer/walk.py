@@ -57,6 +57,10 @@ class StagedImport:
         """Give up the hold: after the commit, or after giving up."""
         self.hold.release()
 
+    def leave(self) -> None:
+        """Leave the hold dead, as a crash does: the next collection sweeps what no row needs."""
+        self.hold.abandon()
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

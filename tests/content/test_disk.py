@@ -10,7 +10,8 @@ import stat
 import pytest
 
 from imgdb.content import disk
-from imgdb.content.disk import DiskBlobStore, write_durably
+from imgdb.content.disk import DiskBlobStore
+from imgdb.content.files import write_durably
 from imgdb.errors import NotFoundError, RefusedError
 from tests.content.faults import FAULTS, full_disk
 from tests.content.suite import BlobStoreSuite, nobody, put, read

@@ -12,7 +12,8 @@ import signal
 
 import pytest
 
-from imgdb.content.disk import SYNCFS_FROM, DiskBlobStore
+from imgdb.content.disk import DiskBlobStore
+from imgdb.content.ingest import SYNCFS_FROM
 from imgdb.store import ImageStore
 from tests.conftest import absent
 from tests.content.crashes import look, make_scenes, recover
@@ -224,9 +225,6 @@ def files_without_rows(root):
     return [digest for digest, _ in DiskBlobStore(str(root)).walk() if digest not in rows]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a failed import sweeps its files although its commit may yet come true"
-)
 def test_a_commit_in_doubt(scenes, importer, root):
     """When syncing the commit fails and the machine then stops, SQLite may find it whole at the next start.
 

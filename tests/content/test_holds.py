@@ -99,7 +99,9 @@ def test_what_a_collector_asks(store):
         assert store.held_by() == {hold.name: {living}}
         assert store.dead_holds() == [dead]
 
-        store.reap_holds()
+        store.reap_holds([])
+        assert store.dead_holds() == [dead]
+        store.reap_holds([dead])
         assert store.dead_holds() == []
         assert store.held_by() == {hold.name: {living}}
     assert store.held_by() == {}

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from imgdb.content import disk
+from imgdb.content import ingest as staging
 from imgdb.content.disk import DiskBlobStore
 from imgdb.errors import ImgdbError
 from imgdb.oci.digest import Digest
@@ -34,7 +34,7 @@ def test_no_space_is_refused_before_writing(store, monkeypatch):
         assert ingest.stage(io.BytesIO(bytes(enough)), enough).size == enough
         # A large one: the reserve is 64 MiB.
         status.f_blocks = status.f_bavail = (1 << 40) // 4096
-        status.f_bavail = (disk.RESERVE_BYTES + 4096) // 4096
+        status.f_bavail = (staging.RESERVE_BYTES + 4096) // 4096
         with pytest.raises(ImgdbError, match="no space"):
             ingest.stage(io.BytesIO(b""), 4097)
         assert ingest.stage(io.BytesIO(bytes(4096)), 4096).size == 4096
@@ -78,29 +78,29 @@ def test_leftovers_of_a_killed_ingest(store):
 def test_an_ingest_that_ends_while_another_begins(store, monkeypatch):
     """A directory may vanish between being looked at and being locked: its owner was done."""
     ending = store.ingest()
-    flock = disk.fcntl.flock
+    flock = staging.fcntl.flock
 
     def lock(fd, mode):
-        if mode & disk.fcntl.LOCK_NB:
+        if mode & staging.fcntl.LOCK_NB:
             ending.close()
         return flock(fd, mode)
 
-    monkeypatch.setattr(disk.fcntl, "flock", lock)
+    monkeypatch.setattr(staging.fcntl, "flock", lock)
     with store.ingest() as ingest:
         assert os.listdir(os.path.join(store.root, "ingest")) == [os.path.basename(ingest._directory)]
 
 
 def test_an_ingest_whose_directory_was_taken_for_dead(store, monkeypatch):
     """Between making and locking its directory an ingest looks dead; it makes another one."""
-    flock, removed = disk.fcntl.flock, []
+    flock, removed = staging.fcntl.flock, []
 
     def lock(fd, mode):
-        if mode == disk.fcntl.LOCK_EX and not removed:
+        if mode == staging.fcntl.LOCK_EX and not removed:
             removed.append(os.readlink(f"/proc/self/fd/{fd}"))
             os.rmdir(removed[0])
         return flock(fd, mode)
 
-    monkeypatch.setattr(disk.fcntl, "flock", lock)
+    monkeypatch.setattr(staging.fcntl, "flock", lock)
     with store.ingest() as ingest:
         assert ingest._directory != removed[0]
         assert ingest.stage(io.BytesIO(b"x"), 1).digest == Digest.of(b"x")

@@ -1,0 +1,119 @@
+"""A check beside running importers, exporters, removers and collectors: no false alarm."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from imgdb.check.report import CheckOptions, Level
+from tests.builder import Archive, Artifact, Image, Index, Layer, noise
+from tests.tools.sample import ROOT
+
+SECONDS = 5
+
+# Each works until its standard input ends, and says how often it did what it is for.
+WORKER = """
+import random, sys, threading, time
+from imgdb.errors import BusyError, ConflictError, NotFoundError
+from imgdb.importer import commit
+from imgdb.store import ImageStore
+kind, root, batch, *archives = sys.argv[1:]
+# Several transactions an import, as a large one has them.
+commit.BATCH = int(batch)
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+store = ImageStore.open(root, durable=False)
+chance, done = random.Random(kind), 0
+while not ended.is_set():
+    names = [image.record.display_name for image in store.images()]
+    try:
+        if kind.startswith("import"):
+            store.load(chance.choice(archives))
+        elif kind == "gc":
+            store.gc()
+        elif names and kind == "remove":
+            store.remove(chance.choice(names), force=True)
+        elif names:
+            store.export([chance.choice(names)], root + "/../export.tar")
+        done += 1
+    except (BusyError, NotFoundError, ConflictError):
+        pass
+    except Exception as error:
+        # A collector must not run while a large import has documents whose references come later.
+        if "not recorded" not in str(error):
+            raise
+store.close()
+print(done)
+"""
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """Images that share layers, with signatures; one comes without its config first."""
+    shared = Layer(noise(200_000), compression="none")
+    images = [Image([shared, {f"own/{n}": noise(2000, n)}], labels={"n": str(n)}) for n in range(4)]
+    index = Index(images[:2])
+    signature = Artifact({"sig": b"s"}, subject=index)
+    second = Artifact({"sig": b"t"}, subject=signature)
+    made = [
+        Archive().add(index, "app:1").add(images[2], "app:2").add(signature).add(second),
+        Archive().add(images[0], "one:1").add(images[3], "one:2"),
+        Archive().add(images[1], "app:1").add(images[3], "app:2"),
+    ]
+    return [archive.oci_tar(tmp_path / f"{n}.tar") for n, archive in enumerate(made)]
+
+
+@pytest.mark.parametrize("batch", [4000, 2])
+def test_no_false_alarm(new_store, archives, batch):
+    """Checks of every level, one after the other, while others change everything all the time."""
+    store = new_store(garbage_files=True)
+    store.load(archives[0])
+    kinds = ("import-1", "import-2", "remove", "gc", "export")
+    command = [sys.executable, "-c", WORKER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    workers = [
+        subprocess.Popen([*command, kind, store.root, str(batch), *archives], cwd=ROOT, **pipes)
+        for kind in kinds
+    ]
+    checks, wrong = 0, []
+    end = time.monotonic() + SECONDS
+    try:
+        while time.monotonic() < end:
+            for level in Level:
+                wrong += store.check(CheckOptions(level)).damage
+                checks += 1
+    finally:
+        results = [worker.communicate(timeout=120) for worker in workers]
+    assert [error for _, error in results] == [""] * len(workers)
+    assert wrong == []
+    done = dict(zip(kinds, (int(out) for out, _ in results), strict=True))
+    print(f"{checks} checks beside {done}")
+    assert checks >= len(Level)
+    assert all(done.values()), done
+    assert store.check(CheckOptions(Level.FULL)).damage == ()
+
+
+def test_repairs_beside_others(new_store, archives):
+    """A repair that runs all the time finds nothing to repair and spoils nobody's work."""
+    store = new_store(garbage_files=True)
+    store.load(archives[0])
+    kinds = ("import-1", "remove", "gc")
+    command = [sys.executable, "-c", WORKER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    workers = [
+        subprocess.Popen([*command, kind, store.root, "4000", *archives], cwd=ROOT, **pipes) for kind in kinds
+    ]
+    findings = []
+    end = time.monotonic() + SECONDS
+    try:
+        while time.monotonic() < end:
+            report = store.check(CheckOptions(repair=True))
+            findings += [finding for finding in report.findings if not finding.is_note]
+    finally:
+        results = [worker.communicate(timeout=120) for worker in workers]
+    assert [error for _, error in results] == [""] * len(workers)
+    assert findings == []
+    assert store.check(CheckOptions(Level.FULL)).damage == ()
