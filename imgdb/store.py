@@ -16,48 +16,38 @@ import logging
 import os
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
-from imgdb import describe, df, mirror, pair, prune, setup
+from imgdb import mirror, pair, setup
 from imgdb.access import Access
-from imgdb.check.report import CheckOptions
-from imgdb.check.walk import Checker
 from imgdb.content.disk import DiskBlobStore
-from imgdb.db import blobs, engine, events, history, images, leases, naming, pins, schema
-from imgdb.db import why as reasons
+from imgdb.db import blobs, engine, history, images, leases, naming, pins, schema
 from imgdb.db.sql import now_us
 from imgdb.errors import BusyError, ImgdbError, NotFoundError, RefusedError
 from imgdb.exporter.plan import ExportOptions, make_plan
 from imgdb.exporter.walk import artifact_types, choose, lease_targets, read_tree
 from imgdb.exporter.write import BlobDamageError, Verifier, open_sink, write_archive, write_directory
-from imgdb.gc import Collector, GcOptions, GcPlan, GcResult
 from imgdb.importer import rows, walk
 from imgdb.importer.commit import commit
 from imgdb.importer.plan import ImportOptions
+from imgdb.keeping import Keeping
 from imgdb.leasing import Leasing
+from imgdb.looking import Looking
 from imgdb.oci.digest import Digest
-from imgdb.oci.platform import preference_key
 from imgdb.oci.reference import parse_normalized
 from imgdb.progress import SILENT
-from imgdb.results import BlobInfo, ExportResult, LoadResult, StoreInfo
+from imgdb.results import ExportResult, LoadResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from sqlalchemy import Connection, Engine
 
-    from imgdb.check.report import CheckReport
-    from imgdb.db.events import EventRecord
-    from imgdb.db.history import Period, Restored
+    from imgdb.db.history import Restored
     from imgdb.db.images import ImageRecord
     from imgdb.db.naming import Removal, Tagging
-    from imgdb.db.why import Root, Why
-    from imgdb.describe import HistoryEntry, ImageSummary
-    from imgdb.df import Usage
     from imgdb.exporter.plan import ExportPlan, Requested
-    from imgdb.oci.platform import Platform
     from imgdb.progress import Reporter
-    from imgdb.prune import PruneOptions, PrunePlan
 
 _T = TypeVar("_T")
 
@@ -65,7 +55,7 @@ logging.getLogger("imgdb").addHandler(logging.NullHandler())
 _log = logging.getLogger("imgdb")
 
 
-class ImageStore(Leasing):
+class ImageStore(Looking, Keeping, Leasing):
     """One store and its database; make it with `open`."""
 
     def __init__(self, root: str, half: pair.StoreFile, database: Engine, *, durable: bool = True) -> None:
@@ -261,92 +251,6 @@ class ImageStore(Leasing):
 
     # -- look --------------------------------------------------------------------------------
 
-    def resolve(self, argument: str) -> ImageRecord:
-        """The image that a name, an ID, a short ID or a config digest means.
-
-        Raises:
-            InvalidArgumentError, NotFoundError: see `imgdb.db.images.resolve`.
-        """
-        with engine.read(self._engine) as connection:
-            return images.resolve(connection, argument)[0]
-
-    def images(self) -> list[ImageSummary]:
-        """All names with what they hold, by name."""
-        with engine.read(self._engine) as connection:
-            return describe.summaries(connection, images.listing(connection))
-
-    def inspect(self, argument: str, platform: Platform | None = None) -> dict[str, Any]:
-        """One image as docker inspect shows it; keys in docs/formats.md."""
-        with engine.read(self._engine) as connection:
-            first = images.resolve(connection, argument)[0]
-            records = [first] + [
-                record
-                for record in images.by_targets(connection, [first.target.digest])
-                if record.name != first.name
-            ]
-            return describe.inspect(connection, records, preference_key(platform) if platform else None)
-
-    def history(self, argument: str, platform: Platform | None = None) -> list[HistoryEntry]:
-        """How an image was made, newest step first."""
-        with engine.read(self._engine) as connection:
-            target = images.resolve(connection, argument)[0].target
-            return describe.history(connection, target, preference_key(platform) if platform else None)
-
-    def exists(self, argument: str) -> bool:
-        """Whether an argument means an image of this store."""
-        try:
-            self.resolve(argument)
-        except NotFoundError:
-            return False
-        return True
-
-    def blobs(self) -> list[BlobInfo]:
-        """All blobs that are here or referred to, by digest."""
-        with engine.read(self._engine) as connection:
-            return [_blob_info(*row) for row in blobs.listing(connection)]
-
-    def blob(self, digest: str) -> BlobInfo:
-        """One blob, by digest or by the unambiguous beginning of one.
-
-        Raises:
-            NotFoundError: none, or several.
-        """
-        with engine.read(self._engine) as connection:
-            return _blob_info(*blobs.by_prefix(connection, digest))
-
-    def open_blob(self, digest: str) -> BinaryIO:
-        """A blob's bytes.
-
-        Raises:
-            NotFoundError: it is not here.
-        """
-        return self._blobs.open(self.blob(digest).digest)
-
-    def events(self, *, since: int | None = None, after_id: int = 0) -> list[EventRecord]:
-        """What happened, oldest first; `since` in microseconds since the epoch."""
-        with engine.read(self._engine) as connection:
-            return list(events.listing(connection, since=since, after_id=after_id))
-
-    def prune_events(self, before: int) -> int:
-        """Forget events older than a time (microseconds since the epoch); returns how many."""
-        return self._write(lambda connection: events.prune(connection, before), raises_generation=False)
-
-    def info(self) -> StoreInfo:
-        """Facts about the store."""
-        with engine.read(self._engine) as connection:
-            meta = schema.read_meta(connection)
-            count, size = blobs.totals(connection)
-            return StoreInfo(
-                root=self.root,
-                database=engine.describe(self._engine),
-                store_id=meta.store_id,
-                generation=meta.generation,
-                schema=schema.current(connection) or "",
-                images=images.count(connection),
-                blobs=count,
-                blob_bytes=size,
-            )
-
     # -- change ------------------------------------------------------------------------------
 
     def tag(self, source: str, name: str) -> ImageRecord | None:
@@ -379,15 +283,6 @@ class ImageStore(Leasing):
             changes=lambda removal: {record.name for record in removal.records},
         )
 
-    def tag_history(self, name: str) -> list[Period]:
-        """Everything a name pointed to, newest first.
-
-        Raises:
-            InvalidArgumentError: `name` is no name.
-        """
-        canonical = str(parse_normalized(name).tag_or_latest())
-        return self._read(lambda connection: history.of_name(connection, canonical))
-
     def restore_tag(self, name: str, to: str | None = None) -> Digest:
         """Let a name point where it pointed before; what it points to now is kept.
 
@@ -408,96 +303,6 @@ class ImageStore(Leasing):
         return restored.target
 
     # -- keep --------------------------------------------------------------------------------
-
-    def plan_gc(self, options: GcOptions | None = None) -> GcPlan:
-        """What a collection would free at this moment, exactly; changes nothing.
-
-        Raises:
-            FailedPreconditionError: a document's edges are not recorded; see `check`.
-        """
-        return Collector(self._access()).plan(options or GcOptions())
-
-    def gc(self, options: GcOptions | None = None) -> GcResult:
-        """Free what nothing needs; safe beside imports and exports.
-
-        Raises:
-            BusyError: another collection is running.
-            RefusedError: the database is not the store's, or older than it.
-            FailedPreconditionError: a document's edges are not recorded; see `check`.
-        """
-        self._check_writable()
-        return Collector(self._access()).run(options or GcOptions())
-
-    def why(self, argument: str) -> Why:
-        """What keeps a blob, or the target of an image, or since when it is garbage.
-
-        Raises:
-            NotFoundError: neither a blob nor an image.
-        """
-        living = self._blobs.living_holds()
-        held = self._blobs.held_by()
-
-        def question(connection: Connection) -> Why:
-            row = _blob_or_target(connection, argument)
-            dead = leases.dead(connection, now_us(), living)
-            return reasons.why(connection, row, dead=dead, held=held)
-
-        return self._read(question)
-
-    def kept_by(self) -> dict[Digest, Root]:
-        """One root for each blob that something keeps."""
-        living = self._blobs.living_holds()
-        return self._read(lambda c: reasons.kept_by(c, leases.dead(c, now_us(), living)))
-
-    def df(self) -> Usage:
-        """Disk accounting; every figure is exact at one moment."""
-        return df.account(self._access())
-
-    def plan_prune(self, options: PruneOptions) -> PrunePlan:
-        """Which images a prune would remove, and what that would free."""
-        return prune.plan(self._access(), options)
-
-    def prune(self, plan: PrunePlan, *, collect: bool = True) -> tuple[list[ImageRecord], int]:
-        """Remove exactly the planned images; returns them, and the bytes that were freed."""
-        gone = prune.execute(self._access(), plan)
-        return gone, self.reclaim() if collect else 0
-
-    def reclaim(self) -> int:
-        """Free what a removal made garbage; returns the bytes.
-
-        Where a collection runs already, it takes that as well, and this returns 0.
-        """
-        try:
-            return self.gc(GcOptions(totals=False)).freed_bytes
-        except BusyError:
-            return 0
-
-    def check(self, options: CheckOptions | None = None, *, reporter: Reporter = SILENT) -> CheckReport:
-        """Compare rows, files, hashes, edges and counters with each other; safe beside everything.
-
-        Writes only what it learns: when a blob was verified, and that one is damaged, so that
-        importing its image again heals it. A store that can't be written is only looked at.
-
-        Args:
-            options: how deep, how long, and whether to repair.
-            reporter: told about progress.
-
-        Raises:
-            RefusedError: a repair of a store that may not be written.
-            BadArchiveError, NoImageError, NotFoundError: an archive to restore from is none.
-            BusyError: the database was locked too long.
-        """
-        options = options or CheckOptions()
-        if options.mends:
-            self._check_writable()
-        return Checker(self._access(), options, reporter, records=self._may_write()).run()
-
-    def _may_write(self) -> bool:
-        try:
-            self._check_writable()
-        except RefusedError:
-            return False
-        return self._can_write()
 
     # -- transactions ------------------------------------------------------------------------
 
@@ -590,29 +395,6 @@ class ImageStore(Leasing):
         else:
             lines = {name: found.get(name) for name in changed}
             mirror.append(self.root, lines, meta.generation, pinned=pinned, durable=self._durable)
-
-
-def _blob_or_target(connection: Connection, argument: str) -> blobs.BlobRow:
-    """A digest or the beginning of one first; a name, or an ID by its config, second."""
-    with suppress(NotFoundError):
-        return blobs.by_prefix(connection, argument)[0]
-    digest = images.resolve(connection, argument)[0].target.digest
-    return blobs.find(connection, [digest])[digest]
-
-
-def _blob_info(row: blobs.BlobRow, refcount: int, flat_refcount: int) -> BlobInfo:
-    return BlobInfo(
-        digest=row.digest,
-        size=row.size,
-        kind=row.kind,
-        media_type=row.media_type,
-        present=row.present,
-        damaged=row.damaged_at is not None,
-        refcount=refcount,
-        flat_refcount=flat_refcount,
-        created_at=row.created_at,
-        verified_at=row.verified_at,
-    )
 
 
 def _as_path(out: str | BinaryIO) -> str:

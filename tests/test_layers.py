@@ -20,6 +20,7 @@ LAYERS = (
     "access pair mirror importer exporter",
     "describe gc results setup leasing check",
     "df prune upkeep",
+    "looking keeping",
     "store rebuild",
     "cli",
 )

@@ -223,7 +223,7 @@ class DiskBlobStore:
 
     def _holds(self) -> tuple[set[Digest], set[Digest]]:
         with locked(self.gc_lock, fcntl.LOCK_EX):
-            return live_digests(os.path.join(self.root, "holds"), reap=False)
+            return live_digests(os.path.join(self.root, "holds"))
 
     def quarantine(self, digest: Digest, seen: BlobStat | None) -> str | None:
         """Move what lies under a digest to ``quarantine/``, unless it is held, or was replaced.
@@ -237,7 +237,7 @@ class DiskBlobStore:
         """
         path = self.path(digest)
         with locked(self.gc_lock, fcntl.LOCK_EX):
-            held, _ = live_digests(os.path.join(self.root, "holds"), reap=False)
+            held, _ = live_digests(os.path.join(self.root, "holds"))
             if digest in held or self.stat(digest) != seen or not os.path.lexists(path):
                 return None
             target = self._quarantine_path(digest)
@@ -271,7 +271,7 @@ class DiskBlobStore:
         freed: dict[Digest, int] = {}
         trash = os.path.join(self.root, "trash")
         with locked(self.gc_lock, fcntl.LOCK_EX):
-            held, _ = live_digests(os.path.join(self.root, "holds"), reap=False)
+            held, _ = live_digests(os.path.join(self.root, "holds"))
             # Holds first, rows second: a commit followed by the end of its hold can't fall between.
             needed = held | set(known(candidates))
             for digest in candidates:

@@ -136,25 +136,20 @@ class FileHold:
         self.release()
 
 
-def live_digests(directory: str, *, reap: bool) -> tuple[set[Digest], set[Digest]]:
+def live_digests(directory: str) -> tuple[set[Digest], set[Digest]]:
     """What the holds list: (digests of live holds, digests of dead ones).
 
-    Call under ``gc.lock`` exclusive. With `reap`, dead holds are removed; their digests are
-    then candidates for sweeping.
+    Call under ``gc.lock`` exclusive. Those of dead holds are candidates for sweeping.
     """
     live: set[Digest] = set()
     dead: set[Digest] = set()
     for name in os.listdir(directory):
-        path = os.path.join(directory, name)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             continue
         try:
-            alive = not _can_lock(fd)
-            (live if alive else dead).update(_read_digests(fd))
-            if reap and not alive:
-                os.unlink(path)
+            (dead if _can_lock(fd) else live).update(_read_digests(fd))
         finally:
             os.close(fd)
     return live, dead

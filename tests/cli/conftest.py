@@ -114,8 +114,8 @@ def started(root):
     """`started("import", "-")` starts a process with pipes; killed at the latest after the test."""
     processes = []
 
-    def start(*arguments, **options):
-        argv = [sys.executable, "-m", "imgdb", "--store", str(root), *map(str, arguments)]
+    def start(*arguments, argv=None, **options):
+        argv = argv or [sys.executable, "-m", "imgdb", "--store", str(root), *map(str, arguments)]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         processes.append(subprocess.Popen(argv, **{**pipes, **options}))
         return processes[-1]

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 
 import pytest
 
@@ -220,17 +222,22 @@ for arguments in json.load(sys.stdin):
 REFUSED = [["images"], ["inspect", "busybox"], ["exists", "busybox"], ["rm", "busybox"], ["info"]]
 
 
+@pytest.fixture
+def in_the_open(root):
+    """A copy of the store to which others find the way; pytest's own folders are closed to them."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield shutil.copytree(root, os.path.join(folder, "store"))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize("mode", [0o700, 0o755])
-def test_nobody_looks_at_roots_store(root, python, tmp_path, mode):
+def test_nobody_looks_at_roots_store(in_the_open, python, tmp_path, mode):
     """Exit 4, naming `sudo -u root`; the store's directory or its files are closed to others."""
-    for parent in list(root.parents)[:-2]:
-        parent.chmod(0o755)
-    root.chmod(mode)
+    os.chmod(in_the_open, mode)
     (tmp_path / "commands").write_text(json.dumps(REFUSED))
     with open(tmp_path / "commands", encoding="utf-8") as commands:
-        done = python("-c", AS_NOBODY, root, stdin=commands)
-    root.chmod(0o700)
+        done = python("-c", AS_NOBODY, in_the_open, stdin=commands)
     assert done.stderr == ""
     ends = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(arguments, code) for arguments, code, _ in ends] == [(command, 4) for command in REFUSED]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import shutil
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgdb.content.disk import DiskBlobStore
-from imgdb.content.holds import live_digests, locked
 from imgdb.errors import NotFoundError
 from imgdb.oci.digest import Digest
 from imgdb.store import ImageStore
@@ -103,9 +101,8 @@ def recover(root, scene):
     with ImageStore.open(root, create=True, durable=False) as store:
         store.load(scene.archive)
         assert names(store) == scene.after
-        directory = os.path.join(root, "holds")
-        with locked(os.path.join(root, "gc.lock"), fcntl.LOCK_EX):
-            live, _ = live_digests(directory, reap=True)
-        assert live == set()
-        assert os.listdir(directory) == []
+        files = DiskBlobStore(str(root))
+        assert files.living_holds() == set()
+        files.reap_holds(files.dead_holds())
+        assert os.listdir(os.path.join(root, "holds")) == []
         check_store(store)

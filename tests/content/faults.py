@@ -16,6 +16,11 @@ def full_disk(_fd, _data):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def broken(*_args):
+    """What any call does on a disk that is dying."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 class WrongBytes(DiskBlobStore):
     """The last byte is another one when it is read."""
 

@@ -8,10 +8,11 @@ import time
 
 import pytest
 
-from imgdb.content.holds import live_digests, locked
+from imgdb.content.holds import locked
 from imgdb.errors import BusyError, FailedPreconditionError
 from imgdb.oci.digest import Digest
 from tests.content.children import child
+from tests.content.faults import broken
 from tests.content.suite import nobody, put
 
 HOLDS = "hold = store.hold(); hold.add([Digest.parse(wait())]); say('held'); wait()"
@@ -22,10 +23,9 @@ def directory(store):
     return os.path.join(store.root, "holds")
 
 
-def look(store, *, reap=False):
+def look(store):
     """(digests of live holds, digests of dead ones), asked as a collector asks."""
-    with locked(store.gc_lock, fcntl.LOCK_EX):
-        return live_digests(directory(store), reap=reap)
+    return store.held(), set(store.dead_holds())
 
 
 def test_hold_then_look(store):
@@ -76,9 +76,9 @@ def test_killed_process(store):
 
     assert look(store) == (set(), {digest})
     assert len(os.listdir(directory(store))) == 1
-    assert look(store, reap=True) == (set(), {digest})
-    assert os.listdir(directory(store)) == []
     assert store.sweep([digest], nobody) == {digest: 7}
+    store.reap_holds([digest])
+    assert os.listdir(directory(store)) == []
 
 
 def test_what_a_collector_asks(store):
@@ -111,7 +111,8 @@ def test_living_holds_are_not_reaped(store):
     """Reaping takes the dead only."""
     with store.hold() as hold:
         hold.add([Digest.of(b"x")])
-        assert look(store, reap=True) == ({Digest.of(b"x")}, set())
+        store.reap_holds([Digest.of(b"x")])
+        assert look(store) == ({Digest.of(b"x")}, set())
         assert os.listdir(directory(store)) == [os.path.basename(hold._path)]
 
 
@@ -204,6 +205,34 @@ def test_a_forked_child_does_not_keep_a_lock(store):
             pass
         forking.tell()
         forking.end()
+
+
+def test_release_never_fails(store, monkeypatch):
+    """It comes after a commit: a file that can't be unlinked is a dead hold, and no error."""
+    hold = store.hold()
+    hold.add([Digest.of(b"x")])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", broken)
+        hold.release()
+
+    assert look(store) == (set(), {Digest.of(b"x")})
+
+
+def test_a_hold_that_can_not_be_had_leaves_nothing(store, monkeypatch):
+    """No lock, no hold: its file goes, and its descriptor."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    flock = fcntl.flock
+
+    def lock(fd, mode):
+        return broken() if mode == fcntl.LOCK_EX else flock(fd, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lock)
+        with pytest.raises(OSError, match="Input/output error"):
+            store.hold()
+
+    assert os.listdir(directory(store)) == []
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_torn_last_line(store):

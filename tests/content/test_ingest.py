@@ -15,7 +15,7 @@ from imgdb.content.disk import DiskBlobStore
 from imgdb.errors import ImgdbError
 from imgdb.oci.digest import Digest
 from tests.content.children import child
-from tests.content.faults import full_disk
+from tests.content.faults import broken, full_disk
 from tests.content.suite import noise, put, read
 
 ONE_STAGED = "ingest = store.ingest(); ingest.stage(io.BytesIO(b'left'), 4); say('staged'); wait()"
@@ -133,6 +133,30 @@ def test_threads_may_share_an_ingest(store):
         store.put(ingest, staged)
 
     assert [read(store, blob.digest) for blob in staged] == [b"%d" % number for number in range(400)]
+
+
+def test_an_ingest_that_can_not_be_had_leaves_nothing(store, monkeypatch):
+    """No lock, no ingest: its directory goes, and its descriptor."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.fcntl, "flock", broken)
+        with pytest.raises(OSError, match="Input/output error"):
+            store.ingest()
+
+    assert os.listdir(os.path.join(store.root, "ingest")) == []
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_an_end_that_fails_is_left_to_the_next(store, monkeypatch):
+    """What can't be removed is no reason to fail an import whose blobs are put."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", broken)
+        digest = put(store, b"content")
+    assert read(store, digest) == b"content"
+    assert len(os.listdir(os.path.join(store.root, "ingest"))) == 1
+
+    put(store, b"more")
+    assert os.listdir(os.path.join(store.root, "ingest")) == []
 
 
 FORKS = """
