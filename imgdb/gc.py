@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from imgdb.content import reserve
 from imgdb.content.disk import SWEEP_BATCH
 from imgdb.db import blobs, garbage, leases
 from imgdb.db.sql import now_us
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 GRACE_S = 24 * 3600.0
 # Rows of one transaction; others wait for no longer than it takes.
 _BATCH = 500
+_FEW = 10
 _RUNNING = b"running\n"
 
 
@@ -154,9 +156,10 @@ class Collector:
         """
         budget = _Budget(options)
         result = budget.result
+        reserve.give_up(self.files.root)
         with self._alone() as was_killed:
             self.read(_check_expanded)
-            self.files.remove_dead_ingests()
+            self._make_room(budget)
             self._rows(budget)
             self._files(budget)
             listed = not was_killed
@@ -166,6 +169,7 @@ class Collector:
             result.foreign = tuple(self.files.foreign()) if options.full else ()
             if listed:
                 os.truncate(self._run_lock(), 0)
+            reserve.fill(self.files.root)
         if budget.stopped:
             result.remaining_bytes = sum(self.plan(options).freed.values())
             result.complete = not result.remaining_bytes
@@ -173,6 +177,12 @@ class Collector:
             result.kept_bytes = self.read(blobs.totals)[1]
         result.duration_s = time.monotonic() - budget.started
         return result
+
+    def _make_room(self, budget: _Budget) -> None:
+        """On a full disk by small steps: the rows of few blobs take little, their files give more."""
+        self.files.remove_dead_ingests()
+        while reserve.is_tight(self.files.root) and self._take_some(budget, _FEW):
+            self._files(budget)
 
     def _holds(self) -> tuple[Collection[str], set[Digest], list[Digest]]:
         """Names of living holds, what they list, and what dead ones list.
@@ -201,11 +211,15 @@ class Collector:
 
     def _take_down(self, budget: _Budget) -> None:
         """Level after level, until nothing is left or a limit is met."""
-        while step := budget.allows(budget.rows, _BATCH):
-            taken = self.write(partial(_collect, limit=step))
-            if not taken:
-                return
-            budget.rows += len(taken)
+        while self._take_some(budget, _BATCH):
+            pass
+
+    def _take_some(self, budget: _Budget, most: int) -> bool:
+        """Rows of one transaction; whether there may be more."""
+        limit = budget.allows(budget.rows, most)
+        taken = self.write(partial(_collect, limit=limit)) if limit else []
+        budget.rows += len(taken)
+        return bool(taken)
 
     def _files(self, budget: _Budget) -> None:
         self._sweep(self.read(garbage.doomed), budget)

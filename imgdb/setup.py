@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL
 
 from imgdb import mirror, pair
+from imgdb.content import reserve
 from imgdb.content.disk import DiskBlobStore
 from imgdb.db import engine, schema
-from imgdb.errors import NotFoundError, SchemaError
+from imgdb.errors import ImgdbError, NotFoundError, SchemaError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -66,11 +67,22 @@ def connect(root: str, db: str | None, *, create: bool = False) -> Engine:
 def check_database(root: str, database: Engine) -> None:
     """See whether the database of a store that exists can be used at all.
 
+    On a full disk SQLite lacks room for what it needs even for reading; the store's reserve gives it.
+
     Raises:
         SchemaError: it is lost or empty, or of another version; the message names the way out.
         RefusedError: it can't be opened.
         DataLossError: it is damaged.
     """
+    try:
+        _check_database(root, database)
+    except ImgdbError as error:
+        if isinstance(error, SchemaError) or not reserve.give_up(root):
+            raise
+        _check_database(root, database)
+
+
+def _check_database(root: str, database: Engine) -> None:
     name = engine.describe(database)
     try:
         with engine.read(database) as connection:

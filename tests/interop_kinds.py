@@ -6,7 +6,11 @@ the version named here it must refuse; a newer one may do so or not, but what it
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+
+from tests.looking import Members
+from tests.tools.sample import make_sample_image
 
 PUBLIC = "public"
 NAME = "interop.example/kind:1"
@@ -102,6 +106,7 @@ INABILITIES = {
     },
     # skopeo copy --all to its `dir:`, which keeps manifests as they are.
     "skopeo": {
+        "foreign layer absent": Inability("1.9", "it asks the URL of a foreign layer", "fetching "),
         "docker zstd layers": Inability("1.9", DOCKER_ZSTD, "unsupported docker v2s2 media type"),
         "docker 26, one platform of many": Inability("1.9", SPARSE, "no such file"),
         "nested index": Inability("1.9", "it knows no index in an index", "manifest list instead"),
@@ -118,3 +123,16 @@ INABILITIES = {
         "foreign layer absent": Inability("0.4", FOREIGN, "no such file"),
     },
 }
+
+
+def truth_of(archive):
+    """Digests of the sample image: its index, this machine's manifest, its config."""
+    bodies = Members(archive).bodies
+
+    def read(digest):
+        return json.loads(bodies[f"blobs/{digest.replace(':', '/')}"])
+
+    index = json.loads(bodies["index.json"])["manifests"][0]["digest"]
+    by_machine = {m["platform"]["architecture"]: m["digest"] for m in read(index)["manifests"]}
+    host = by_machine[make_sample_image.HOST]
+    return {"index": index, "host": host, "config": read(host)["config"]["digest"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.builder import Archive, Artifact, Image, Index, Layer, noise
 from tests.tools.sample import ROOT
 
 SECONDS = 5
+LONGEST = 120  # on a machine with much else to do
 
 # Each works until its standard input ends, and says how often it did what it is for.
 WORKER = """
@@ -39,6 +41,8 @@ while not ended.is_set():
         elif names:
             store.export([chance.choice(names)], root + "/../export.tar")
         done += 1
+        with open(f"{root}/../did-{kind}", "w") as file:
+            file.write("something")
         # Importers have more to do than the others: without pauses they would hardly get the lock.
         time.sleep(0 if kind.startswith("import") else chance.uniform(0, 0.1))
     except (BusyError, NotFoundError, ConflictError):
@@ -79,6 +83,7 @@ class Workers:
         command = [sys.executable, "-c", WORKER]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.done = {}
+        self._did = [Path(store.root).parent / f"did-{kind}" for kind in kinds]
         self._processes = {
             kind: subprocess.Popen(
                 [*command, kind, store.root, str(batch), *archives], cwd=ROOT, text=True, **pipes
@@ -88,6 +93,13 @@ class Workers:
 
     def __enter__(self):
         return self
+
+    def busy(self):
+        """Yield as long as the test shall last: some seconds, and until each has done something."""
+        begun = time.monotonic()
+        while time.monotonic() < begun + SECONDS or not all(path.exists() for path in self._did):
+            assert time.monotonic() < begun + LONGEST
+            yield
 
     def __exit__(self, *_):
         for process in self._processes.values():
@@ -105,8 +117,7 @@ def test_no_false_alarm(new_store, archives, batch):
     store.load(archives[0])
     wrong, checks = [], 0
     with Workers(("import-1", "import-2", "remove", "gc", "export"), store, batch, archives) as workers:
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
+        for _ in workers.busy():
             for level in Level:
                 wrong += store.check(CheckOptions(level)).damage
                 checks += 1
@@ -121,9 +132,8 @@ def test_repairs_beside_others(new_store, archives):
     store = new_store(garbage_files=True)
     store.load(archives[0])
     findings = []
-    with Workers(("import-1", "remove", "gc"), store, 4000, archives):
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
+    with Workers(("import-1", "remove", "gc"), store, 4000, archives) as workers:
+        for _ in workers.busy():
             report = store.check(CheckOptions(repair=True))
             findings += [finding for finding in report.findings if not finding.is_note]
     assert findings == []

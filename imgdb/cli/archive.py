@@ -15,6 +15,7 @@ import click
 from imgdb.cli import transfer
 from imgdb.cli.context import Settings, complete_images, note, pass_settings
 from imgdb.cli.groups import Verb
+from imgdb.cli.names import undo
 from imgdb.cli.output import say
 from imgdb.cli.params import OnePlatformType, PlatformType, SizeType, flatten
 from imgdb.cli.printable import json_text, printable
@@ -297,5 +298,5 @@ def _show(result: LoadResult, settings: Settings, *, kept: bool) -> None:
             note(f"{image.display_name}: not in the archive: {', '.join(image.absent)}", settings)
         if image.previous is not None:
             name, before = image.display_name, image.previous
-            undo = f"; undo: imgdb tag {before} {name}" if kept else ""
-            note(f"{name} moved from {before} to {image.digest}{undo}", settings)
+            way_back = f"; {undo(name)}" if kept else ""
+            note(f"{name} moved from {before} to {image.digest}{way_back}", settings)

@@ -90,7 +90,9 @@ def complete(instruction: str, settings: Settings) -> int:
     shell, _, what = instruction.partition("_")
     with suppress(Exception):
         answer = _shell(shell)(cli, {"obj": settings}, "imgdb", _COMPLETE)
-        say(answer.source() if what == "source" else answer.complete())
+        text = answer.source() if what == "source" else answer.complete()
+        if text:
+            say(text)
         return 0
     return 1
 

@@ -175,12 +175,16 @@ def inspect(settings: Settings, /, names: tuple[str, ...], platform: Platform | 
 @click.option("--no-trunc", is_flag=True, help="Whole commands and digests.")
 @click.option("-q", "--quiet", is_flag=True, help="Digests of layers only.")
 @click.option("--platform", type=OnePlatformType(), help=_NO_PLATFORM)
+@click.option("--tag", "of_tag", is_flag=True, help="Where NAME pointed in the past, newest first.")
 @format_option_of("table, json, jsonl, or a template such as '{{.CreatedBy}}'.")
 @pass_settings
 def history(
     settings: Settings, /, name: str, human: bool, no_trunc: bool, quiet: bool, **options: Any
 ) -> None:
     """Show how an image was made, newest step first (docker history)."""
+    if options["of_tag"]:
+        _tag_history(settings, name, options["format_"])
+        return
     with settings.open() as store:
         records = [_history_record(entry) for entry in store.history(name, options["platform"])]
     if quiet:
@@ -194,6 +198,27 @@ def history(
         template_fields=_history_fields(human=human, full=no_trunc),
         headers={"CreatedSince": "CREATED"},
     )
+
+
+def _tag_history(settings: Settings, name: str, format_: str) -> None:
+    with settings.open() as store:
+        periods = store.tag_history(name)
+    records = [
+        {
+            "digest": str(period.target.digest),
+            "from": rfc3339(period.from_at),
+            "until": rfc3339(period.until_at),
+            "held": period.held,
+        }
+        for period in periods
+    ]
+    columns = [
+        Column("DIGEST", lambda period: period["digest"]),
+        Column("FROM", lambda period: period["from"]),
+        Column("UNTIL", lambda period: period["until"] or "now"),
+        Column("STILL HELD", lambda period: "yes" if period["held"] else "no"),
+    ]
+    emit(records, format=format_, columns=columns)
 
 
 def _history_record(entry: HistoryEntry) -> dict[str, Any]:

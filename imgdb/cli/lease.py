@@ -14,7 +14,6 @@ from imgdb.cli.params import Failures
 from imgdb.cli.printable import human_duration, printable, rfc3339
 from imgdb.cli.times import parse_duration, parse_rfc3339
 from imgdb.errors import ImgdbError, InvalidArgumentError
-from imgdb.oci.reference import familiar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -207,6 +206,8 @@ def unpin(settings: Settings, /, names: tuple[str, ...]) -> None:
 
 
 def _each_name(settings: Settings, word: str, change: Callable[[ImageStore], list[str]]) -> None:
+    from imgdb.oci.reference import familiar  # noqa: PLC0415 - not needed for help
+
     with settings.open() as store:
         names = change(store)
     for name in names:

@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> int:
     if instruction := os.environ.get(COMPLETE):
         from imgdb.cli.completion import complete  # noqa: PLC0415 - not needed otherwise
 
-        return complete(instruction, settings)
+        return _flush(complete(instruction, settings), settings)
     try:
         with cli.make_context("imgdb", arguments, obj=settings) as context:
             cli.invoke(context)

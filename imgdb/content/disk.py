@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 from blake3 import blake3
 
+from imgdb.content import reserve
 from imgdb.content.files import make_private_directory, open_regular, sync_directory
 from imgdb.content.holds import FileHold, digests_of, live_digests, living, locked, reap
 from imgdb.content.ingest import CHUNK, DiskIngest, remove_dead
@@ -63,6 +64,7 @@ class DiskBlobStore:
         make_private_directory(root, parents=True)
         for name in _DIRECTORIES:
             make_private_directory(os.path.join(root, name))
+        reserve.fill(root)
         if durable:
             sync_directory(root)
             # Its own name lies in its parent; one that we can't read we haven't written either.

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, delete, func, or_, select, update
 
 from imgdb.db.models import Lease, LeaseResource
+from imgdb.db.revive import revive
 from imgdb.db.sql import chunks, insert_into, table_of
 from imgdb.errors import (
     AlreadyExistsError,
@@ -226,13 +227,15 @@ def remove(connection: Connection, lease_id: str) -> bool:
 def add(connection: Connection, lease_id: str, resources: Iterable[Resource]) -> None:
     """Let a lease protect things; they need not exist, and adding twice is fine.
 
+    A document that only a flat lease kept gets its edges again, when this lease is none.
+
     Raises:
         NotFoundError: there is no such lease.
         InvalidArgumentError: a content key that is no digest, an images key that is no name, or
             an empty key.
         NotSupportedError: a type that leases don't know.
     """
-    get(connection, lease_id)
+    lease = get(connection, lease_id)
     values = [
         {"lease_id": lease_id, "type": resource.type, "key": resource.key}
         for resource in sorted({check_resource(resource) for resource in resources})
@@ -240,6 +243,8 @@ def add(connection: Connection, lease_id: str, resources: Iterable[Resource]) ->
     statement = insert_into(connection, LeaseResource).on_conflict_do_nothing()
     for chunk in chunks(values):
         connection.execute(statement, chunk)
+    if not lease.flat:
+        revive(connection)
 
 
 def add_content(connection: Connection, lease_id: str, digests: Iterable[str]) -> None:

@@ -61,9 +61,8 @@ def _blobs_under_lease(
         leases.add_content(connection, lease, (str(digest) for digest in staged.plan.kept))
 
     write(begin)
-    for step in (rows.write_blobs, rows.write_edges):
-        for batch in batches:
-            write(partial(step, staged=staged, digests=batch))
+    for batch in batches:
+        write(partial(rows.write_content, staged=staged, digests=batch))
 
 
 def _names(
@@ -76,9 +75,8 @@ def _names(
     lease: str | None = None,
 ) -> list[LoadedImage]:
     def work(connection: Connection) -> list[LoadedImage]:
-        for step in (rows.write_blobs, rows.write_edges):
-            for batch in batches:
-                step(connection, staged, batch)
+        for batch in batches:
+            rows.write_content(connection, staged, batch)
         loaded = rows.write_names(connection, staged, replace=replace, at=now_us(), lease=into)
         if lease is not None:
             leases.remove(connection, lease)

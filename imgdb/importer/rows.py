@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from imgdb.db import blobs, events, graph, images, leases, pins
 from imgdb.db.blobs import BlobRow
 from imgdb.db.graph import Expansion
+from imgdb.db.revive import revive
 from imgdb.errors import RefusedError
 from imgdb.oci.reference import dangling_name, familiar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from imgdb.importer.plan import Wanted
     from imgdb.importer.walk import StagedImport
     from imgdb.oci.digest import Digest
+    from imgdb.oci.spec import Descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +54,16 @@ class LoadedImage:
         return familiar(self.name) if self.name else str(self.digest)
 
 
-def write_blobs(connection: Connection, staged: StagedImport, digests: Collection[Digest]) -> None:
-    """Rows of kept blobs; their files are durable and held."""
+def write_content(connection: Connection, staged: StagedImport, digests: Collection[Digest]) -> None:
+    """Rows of some kept blobs, whose files are durable and held, with texts and edges of the documents.
+
+    Together, for a collector beside a large import stops at a document that is here without its edges.
+    """
     blobs.put_present(connection, [staged.rows[digest] for digest in digests])
-
-
-def write_edges(connection: Connection, staged: StagedImport, digests: Collection[Digest]) -> None:
-    """Texts and edges of those of some kept blobs that are documents; the blobs' rows are there."""
     nodes = staged.plan.graph.nodes
     documents = [(digest, document) for digest in digests if (document := nodes[digest].document)]
-    children = {edge.child.digest: edge for _, document in documents for edge in document.edges}
-    stubs = [
-        BlobRow(digest, edge.child.size, nodes[digest].kind.value, edge.child.media_type, present=False)
-        for digest, edge in children.items()
-        if digest not in staged.rows
-    ]
-    blobs.put_stubs(connection, stubs)
-    ids = blobs.ids(connection, {*digests, *children})
+    children = {edge.child.digest: edge.child for _, document in documents for edge in document.edges}
+    ids = _ids_with_stubs(connection, staged, digests, children)
     configs = {digest: config.raw for digest in digests if (config := nodes[digest].config)}
     texts = {ids[digest]: document.raw for digest, document in documents}
     blobs.put_texts(connection, texts | {ids[digest]: raw for digest, raw in configs.items()})
@@ -80,6 +75,26 @@ def write_edges(connection: Connection, staged: StagedImport, digests: Collectio
         ],
         ids,
     )
+    # What a new edge leads to may be here without its own.
+    revive(connection)
+
+
+def _ids_with_stubs(
+    connection: Connection,
+    staged: StagedImport,
+    digests: Collection[Digest],
+    children: Mapping[Digest, Descriptor],
+) -> dict[Digest, int]:
+    """Row ids of blobs and of their children; those that are not here, or not yet, get a row as well."""
+    ids = blobs.ids(connection, {*digests, *children})
+    nodes = staged.plan.graph.nodes
+    stubs = [
+        BlobRow(digest, child.size, nodes[digest].kind.value, child.media_type, present=False)
+        for digest, child in children.items()
+        if digest not in ids
+    ]
+    blobs.put_stubs(connection, stubs)
+    return ids | blobs.ids(connection, [stub.digest for stub in stubs])
 
 
 def write_names(

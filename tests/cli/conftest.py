@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, tmp_path):
     """Nothing of the developer's environment decides; help is 80 columns wide."""
-    for name in ("IMGDB_STORE", "IMGDB_DB", "XDG_DATA_HOME", "SUDO_USER"):
+    for name in ("IMGDB_STORE", "IMGDB_DB", "XDG_DATA_HOME", "SUDO_USER", "_IMGDB_COMPLETE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "80")
@@ -72,15 +72,19 @@ def root(store_template, stock, tmp_path):
 
 @pytest.fixture
 def imgdb(root, monkeypatch):
-    """`imgdb("rm", "x", code=1)` runs a command in this process, checks the code, returns an `Outcome`."""
+    """`imgdb("rm", "x", code=1)` runs a command in this process, checks the code, returns an `Outcome`.
 
-    def call(*arguments, code=0, stdin=b""):
+    The bytes of standard output are `imgdb.stdout` afterwards, and the store is `imgdb.root`.
+    """
+
+    def call(*arguments, code=0, stdin=b"", store=root):
         streams = {"stdin": stdin, "stdout": b"", "stderr": b""}
         wrapped = {name: io.TextIOWrapper(io.BytesIO(data), "utf-8") for name, data in streams.items()}
         with monkeypatch.context() as patch:
             for name, stream in wrapped.items():
                 patch.setattr(sys, name, stream)
-            got = main.run(["--store", str(root), *map(str, arguments)])
+            before = [] if store is None else ["--store", str(store)]
+            got = main.run([*before, *map(str, arguments)])
             wrapped["stderr"].flush()
         texts = [wrapped[name].buffer.getvalue() for name in ("stdout", "stderr")]
         outcome = Outcome(got, *(text.decode("utf-8", "backslashreplace") for text in texts))
@@ -88,6 +92,7 @@ def imgdb(root, monkeypatch):
         assert got == code, outcome
         return outcome
 
+    call.root = root
     return call
 
 

@@ -226,7 +226,7 @@ REFUSED = [["images"], ["inspect", "busybox"], ["exists", "busybox"], ["rm", "bu
 def in_the_open(root):
     """A copy of the store to which others find the way; pytest's own folders are closed to them."""
     with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
+        os.chmod(folder, 0o755)  # noqa: S103 - it is the point
         yield shutil.copytree(root, os.path.join(folder, "store"))
 
 

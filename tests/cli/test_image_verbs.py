@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from imgdb.cli import defaults, images
+from imgdb.cli import images
 from tests.builder import Image
 from tests.cli.conftest import APP, BUSYBOX, NAMELESS
 
@@ -126,17 +126,6 @@ def test_no_store(imgdb, tmp_path):
     assert done.err == f"imgdb: error: there is no store in {tmp_path}/absent yet; imgdb import makes one\n"
 
 
-def test_empty_store_names_the_other_one(imgdb, tmp_path, monkeypatch):
-    """Root and its user have different default stores; a mix-up looks like a loss."""
-    monkeypatch.setattr(defaults, "_OF_ROOT", str(tmp_path / "of_root"))
-    monkeypatch.setattr(os, "geteuid", lambda: 4242)
-    imgdb("--store", tmp_path / "of_root", "db", "init")
-    own = imgdb("--store", "", "images", code=2)
-    assert "--store is empty" in own.err
-    assert defaults.other_store(None) == str(tmp_path / "of_root")
-    assert defaults.other_store(str(tmp_path / "of_root")) is None
-
-
 @pytest.mark.parametrize("name", ["busybox", BUSYBOX.digest, SHORT, BUSYBOX.config.digest])
 def test_inspect(imgdb, name):
     """An array with one object, by whatever names the image."""
@@ -216,7 +205,7 @@ def test_long_commands_are_cut(imgdb, tmp_path):
 def test_tag(imgdb):
     """A second name for an image; said is only what somebody loses."""
     done = imgdb("tag", "busybox", "example.org/app:1")
-    undo = f"imgdb tag {APP.digest} example.org/app:1"
+    undo = "imgdb tag --restore example.org/app:1"
     assert (done.out, done.err) == (
         "",
         f"imgdb: example.org/app:1 pointed to {APP.digest}; undo: {undo}\n",
@@ -245,14 +234,16 @@ def test_tag_refusals(imgdb, source, name, code):
 def test_rm(imgdb, verb):
     """The last name takes the image with it; docker's lines."""
     done = imgdb(*verb, "busybox")
-    assert done.out == f"Untagged: busybox:latest\nDeleted: {BUSYBOX.digest}\n"
+    lines = done.out.splitlines()
+    assert lines[:2] == ["Untagged: busybox:latest", f"Deleted: {BUSYBOX.digest}"]
+    assert [line.partition(":")[0] for line in lines[2:]] == ["Total reclaimed space"]
     imgdb("exists", "busybox", code=1)
 
 
 def test_rm_of_one_name(imgdb):
     """Another name is left, so that the way back can be named, and works."""
     done = imgdb("rm", "example.org/app:1")
-    undo = f"tag {APP.digest} example.org/app:1"
+    undo = "tag --restore example.org/app:1"
     assert done.out == "Untagged: example.org/app:1\n"
     assert done.err == f"imgdb: example.org/app:1 was {APP.digest}; undo: imgdb {undo}\n"
     imgdb(*undo.split())
@@ -263,7 +254,7 @@ def test_rm_by_id(imgdb):
     """All names of the image, unless they are in several repositories; then by force."""
     imgdb("tag", "busybox", "mine")
     assert "must be forced" in imgdb("rm", SHORT, code=4).err
-    done = imgdb("rm", "--force", SHORT)
+    done = imgdb("rm", "--force", "--no-gc", SHORT)
     assert sorted(done.out.splitlines()) == [
         f"Deleted: {BUSYBOX.digest}",
         "Untagged: busybox:latest",
@@ -311,3 +302,20 @@ def test_exists_in_trouble(imgdb, root, tmp_path):
     (root / "store.json").write_text("[]")
     imgdb("exists", "busybox", code=3)
     os.rename(root, tmp_path / "spoiled")
+
+
+def test_rm_without_gc(imgdb):
+    """The names go, the bytes stay until the next gc."""
+    assert "reclaimed" not in imgdb("rm", "--no-gc", "busybox").out
+    assert imgdb("gc").out.startswith("freed ")
+
+
+def test_tag_restore(imgdb):
+    """A name goes back to where it pointed, and history tells where that was."""
+    imgdb("tag", "busybox", "moving")
+    imgdb("tag", APP.digest, "moving")
+    assert f"moving points to {BUSYBOX.digest} again" in imgdb("tag", "--restore", "moving").err
+    periods = json.loads(imgdb("history", "--tag", "moving", "--format", "json").out)
+    assert [period["digest"] for period in periods] == [BUSYBOX.digest, str(APP.digest), BUSYBOX.digest]
+    assert [period["held"] for period in periods] == [True, True, True]
+    assert "no earlier target" in imgdb("tag", "--restore", "busybox", code=1).err

@@ -100,7 +100,7 @@ def test_replace(imgdb, archive, rule, kept, undo):
     done = imgdb("import", archive, *(["--replace", rule] if rule else []))
     assert done.out == LINE
     assert f"imgdb: new:1 moved from {BUSYBOX.digest} to {NEW.digest}" in done.err
-    assert (f"undo: imgdb tag {BUSYBOX.digest} new:1\n" in done.err) == undo
+    assert ("undo: imgdb tag --restore new:1\n" in done.err) == undo
     assert (BUSYBOX.digest in imgdb("images", "-q", "--no-trunc").out) == kept
 
 

@@ -99,19 +99,11 @@ def test_import_of_a_pipe(started, imgdb, root, tmp_path, number):
     assert imgdb("exists", "new:1", code=1)
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        ("imgdb.content.disk", "DiskBlobStore", "_place"),
-        ("imgdb.content.disk", "DiskBlobStore", "_sync_names"),
-        ("imgdb.importer.rows", "", "write_edges"),
-        ("imgdb.importer.rows", "", "write_names"),
-    ],
-)
-def test_import(stopped, imgdb, root, tmp_path, place):
-    """Between files and rows: the store is as before, to the last file."""
+@pytest.mark.parametrize("name", ["_place", "_sync_names"])
+def test_import_of_files(stopped, imgdb, root, tmp_path, name):
+    """While blobs are put in their places: the store is as before, to the last file."""
     before = sorted(os.listdir(root / "blobs/sha256"))
-    process = stopped(place, "import", new_archive(tmp_path))
+    process = stopped(("imgdb.content.disk", "DiskBlobStore", name), "import", new_archive(tmp_path))
     process.terminate()
     assert (process.wait(60), process.stderr.read()) == (143, b"")
     assert sorted(os.listdir(root / "blobs/sha256")) == before
@@ -119,13 +111,27 @@ def test_import(stopped, imgdb, root, tmp_path, place):
     imgdb("exists", "new:1", code=1)
 
 
-def test_json_report_of_what_came_before(stopped, stock, tmp_path):
-    """What was imported before the signal is in the report."""
+@pytest.mark.parametrize("name", ["write_edges", "write_names"])
+def test_import_of_rows(stopped, imgdb, root, tmp_path, name):
+    """Inside of the transaction: nothing is visible, and the files are garbage that gc knows."""
+    before = sorted(os.listdir(root / "blobs/sha256"))
+    process = stopped(("imgdb.importer.rows", "", name), "import", new_archive(tmp_path))
+    process.terminate()
+    assert (process.wait(60), process.stderr.read()) == (143, b"")
+    imgdb("exists", "new:1", code=1)
+    assert imgdb("gc").out.startswith("freed 3 blobs, ")
+    assert sorted(os.listdir(root / "blobs/sha256")) == before
+    assert os.listdir(root / "ingest") + os.listdir(root / "holds") == []
+
+
+def test_json_report_of_what_came_before(stopped, imgdb, stock, tmp_path):
+    """The report is whole, and does not have what was interrupted."""
     place = ("imgdb.importer.rows", "", "write_names")
     process = stopped(place, "import", "--json", new_archive(tmp_path), stock)
     process.terminate()
     assert process.wait(60) == 143
     assert process.stdout.read() == b"[]\n"
+    imgdb("gc")
 
 
 def test_following(started):

@@ -1,0 +1,71 @@
+"""Documents that lost their edges while a flat lease kept their bytes, and that something needs again.
+
+gc reads no manifest and stops at one whose edges it can't see. So whoever adds a strong reference
+derives them in the same transaction, from the text that was kept. Source: design §3, §4.6.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from imgdb.db import blobs, mend
+from imgdb.db.models import Blob
+from imgdb.db.sql import now_us, table_of
+from imgdb.errors import BadArchiveError
+from imgdb.oci import spec
+from imgdb.oci.digest import Digest
+from imgdb.oci.spec import Descriptor, Document, ImageConfig, Kind
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_blobs = table_of(Blob)
+
+
+def revive(connection: Connection) -> None:
+    """Record the edges of all documents that are here and needed and lack them, and of those below.
+
+    What has no text, or one that can't be read, is left for gc to name and for check to repair.
+    """
+    tried: set[Digest] = set()
+    while asleep := {digest: row for digest, row in _asleep(connection).items() if digest not in tried}:
+        tried |= asleep.keys()
+        for digest, raw in blobs.texts(connection, asleep).items():
+            document = _parse(raw, asleep[digest])
+            if document is not None:
+                mend.rewrite(connection, digest, document, _config(connection, document), at=now_us())
+
+
+def _asleep(connection: Connection) -> dict[Digest, Descriptor]:
+    rows = connection.execute(
+        select(_blobs.c.digest, _blobs.c.media_type, _blobs.c.size).where(
+            _blobs.c.kind.in_([Kind.MANIFEST, Kind.INDEX]),
+            _blobs.c.expanded.is_(False),
+            _blobs.c.present,
+            _blobs.c.refcount > 0,
+        )
+    )
+    return {
+        digest: Descriptor(row.media_type, digest, row.size)
+        for row in rows
+        for digest in [Digest.parse(row.digest)]
+    }
+
+
+def _parse(raw: bytes, reference: Descriptor) -> Document | None:
+    try:
+        return spec.read_document(raw, reference)
+    except BadArchiveError:
+        return None
+
+
+def _config(connection: Connection, document: Document) -> ImageConfig | None:
+    """Parsed from its text, which is kept only of a config that is here."""
+    if document.config is None or document.config.media_type not in spec.CONFIG_TYPES:
+        return None
+    digest = document.config.digest
+    row = blobs.find(connection, [digest]).get(digest)
+    raw = blobs.texts(connection, [digest]).get(digest) if row is not None and row.present else None
+    return None if raw is None else spec.read_config(raw, f"config {digest}")
