@@ -16,7 +16,7 @@ from imgdb import mirror, pair
 from imgdb.content import reserve
 from imgdb.content.disk import DiskBlobStore
 from imgdb.db import engine, schema
-from imgdb.errors import ImgdbError, NotFoundError, SchemaError
+from imgdb.errors import DataLossError, ImgdbError, NotFoundError, SchemaError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -89,6 +89,8 @@ def _check_database(root: str, database: Engine) -> None:
             if schema.current(connection) is None:
                 raise SchemaError(f"{name}, the database of {root}, has no imgdb tables; {pair.WAY_OUT}")
             schema.check(connection, writing=False)
+    except DataLossError as error:
+        raise DataLossError(f"{error}; {pair.WAY_OUT}") from None
     except NotFoundError:
         raise SchemaError(f"{name}, the database of {root}, is not there; {pair.WAY_OUT}") from None
 

@@ -162,7 +162,8 @@ def kind_in_imgdb(kind, descriptor, document):
         return kind
     # cosign writes image configs; only the descriptor's annotation tells. And see `OTHERWISE`.
     is_leaf = "manifest" not in (descriptor.get("mediaType") or "manifest")
-    if "kind" in descriptor.get("annotations", {}) or is_leaf:
+    kind_of_cosign = descriptor.get("annotations", {}).get("kind", "").partition("cosignproject.cosign/")[2]
+    if kind_of_cosign in {"sigs", "atts", "sboms"} or is_leaf:
         return "artifact"
     # What decides is the config and the layers: a squashfs is no layer, and an artifactType changes nothing.
     if document.get("config", {}).get("mediaType") not in IMAGE_CONFIGS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -111,11 +112,12 @@ class World:
         return {name for text in labels if (name := json.loads(text).get("io.imgdb.pinned"))}
 
     def leased(self, *, flat):
-        """Digests on leases that have not expired; a lease of this test expires in 1970 or never."""
+        """Digests on leases that have not expired."""
         return self.sql(
             "SELECT r.key FROM imgdb_lease_resources r JOIN imgdb_leases l ON l.id = r.lease_id"
-            " WHERE r.type = 'content' AND l.flat = ? AND l.expires_at IS NULL",
+            " WHERE r.type = 'content' AND l.flat = ? AND (l.expires_at IS NULL OR l.expires_at >= ?)",
             int(flat),
+            time.time_ns() // 1000,
         )
 
     def live(self):

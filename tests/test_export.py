@@ -249,6 +249,24 @@ def test_what_a_descriptor_alone_tells(store, new_store, tmp_path):
     assert [m.kind for image in other.images() for m in image.manifests] == ["artifact", "artifact"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("dev.cosignproject.cosign/image", "image"),
+        ("dev.cosignproject.cosign/sigs", "artifact"),
+        ("dev.cosignproject.cosign/atts", "artifact"),
+        ("anything else", "image"),
+    ],
+)
+def test_kinds_of_cosign(store, tmp_path, kind, what):
+    """What `cosign save` writes: an image stays one, and what is beside it is none."""
+    store.load(Archive().add(AMD64, "app:1", annotations={"kind": kind}).oci_tar(tmp_path / "in.tar"))
+    assert [manifest.kind for manifest in store.images()[0].manifests] == [what]
+    members = export(store, tmp_path, "app:1")
+    assert (members.manifest_json is not None) == (what == "image")
+    assert members.index[0]["annotations"]["kind"] == kind
+
+
 # -- foreign layers --------------------------------------------------------------------------------
 
 

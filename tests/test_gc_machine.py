@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from imgdb.errors import RefusedError
 from imgdb.gc import GcOptions
+from imgdb.importer import commit
 from imgdb.importer.plan import ImportOptions
 from imgdb.oci.digest import Digest
 from imgdb.store import ImageStore
@@ -25,6 +27,7 @@ from tests.dying import dying
 from tests.gc_oracle import World, bodies_of, children, manifests, reach
 from tests.integrity import check_store
 
+LARGE = commit.BATCH
 FULL = GcOptions(full=True, grace_s=0)
 
 
@@ -63,9 +66,11 @@ NAMES = [f"example.org/{name}:1" for name in "abcd"]
 
 nodes = st.sampled_from(sorted(POOL))
 names = st.sampled_from(NAMES)
-digests = st.sampled_from(DIGESTS)
+digests = st.sampled_from(DIGESTS) | st.sampled_from(sorted(BODIES))
 entries = st.lists(st.tuples(nodes, st.none() | names), min_size=1, max_size=3)
 leases = st.sampled_from("xyz")
+replaces = st.sampled_from(["dangle", "replace"])
+batches = st.sampled_from([LARGE, 3])
 effects = st.integers(0, 40)
 
 
@@ -75,6 +80,11 @@ def archive_of(chosen, without=()):
     for node, name in chosen:
         archive.add(POOL[node], *([name] if name else []))
     return io.BytesIO(tar_bytes(archive.members(without=set(without))))
+
+
+def offered(chosen):
+    """Digests of everything at and below some nodes."""
+    return {blob.digest for node, _ in chosen for blob in POOL[node].blobs().values()}
 
 
 class Place:
@@ -143,13 +153,14 @@ class Life(RuleBasedStateMachine):
     def start(self, chosen):
         """A store that holds something already."""
         if chosen:
-            self.store_archive(chosen, (), "dangle")
+            self.store_archive(chosen)
 
-    def store_archive(self, chosen, without, replace):
+    def store_archive(self, chosen, without=(), replace="dangle", batch=LARGE):
         """Import; only a pin can be in the way."""
         options = ImportOptions(replace=replace, allow_incomplete=True)
         try:
-            self.store.load(archive_of(chosen, without), options)
+            with mock.patch.object(commit, "BATCH", batch):
+                self.store.load(archive_of(chosen, without), options)
         except RefusedError:
             assert self.world.pinned() & {name for _, name in chosen}
         else:
@@ -157,8 +168,7 @@ class Life(RuleBasedStateMachine):
 
     def came(self, chosen, without):
         """What an archive leads to, by itself or with what was here, is here now."""
-        offered = {blob.digest for node, _ in chosen for blob in POOL[node].blobs().values()}
-        there = (offered - set(without)) | self.have
+        there = (offered(chosen) - set(without)) | self.have
         tops = [POOL[node].digest for node, _ in chosen]
         indexes = {digest: manifests(BODIES[digest]) for digest in BODIES.keys() & there}
         read = reach(indexes, tops) & indexes.keys()
@@ -302,15 +312,19 @@ class Life(RuleBasedStateMachine):
         self.have &= alive | self.world.present()
         self.read &= marked | self.world.read()
 
-    @rule(effects=effects, chosen=entries)
-    def die_in_load(self, effects, chosen):
-        """An import that died is all there, or nothing of it."""
+    @rule(effects=effects, chosen=entries, batch=batches)
+    def die_in_load(self, effects, chosen, batch):
+        """An import that died is all there or nothing of it, if it had one transaction."""
         before = self.generation()
-        with dying(self.store, effects), contextlib.suppress(RefusedError):
-            options = ImportOptions(allow_incomplete=True)
-            self.store.load(archive_of(chosen), options)
-        if self.generation() > before:
+        with dying(self.store, effects) as life, contextlib.suppress(RefusedError):
+            self.store_archive(chosen, batch=batch)
+        if self.generation() > before and (life.ended and batch == LARGE):
             self.came(chosen, ())
+        elif life.ended and batch != LARGE:
+            # Some transactions came through, under a lease that lasts a day.
+            now = self.world.present()
+            assert self.have <= now <= self.have | offered(chosen)
+            self.have, self.read = now, self.world.read()
 
     def generation(self):
         """How far the database has come."""

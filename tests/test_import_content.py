@@ -62,6 +62,18 @@ def test_a_leaf_becomes_a_document_when_it_is_named_as_one(store, tmp_path):
     assert store.export(["image:1"], str(tmp_path / "out.tar")).blobs == len(digests(index))
 
 
+def test_a_document_that_comes_as_a_leaf(store, tmp_path):
+    """An index waits for a manifest, and an artifact brings its bytes: they lead on all the same."""
+    index = Index([AMD64, ARM64])
+    store.load(index.oci_tar(tmp_path / "a.tar", "image:1", without={AMD64.digest}))
+    store.load(Artifact({"manifest.json": AMD64.blob.data}).oci_tar(tmp_path / "b.tar", "backup:1"))
+    assert store.blob(AMD64.config.digest).refcount == 1
+    index_summary = next(image for image in store.images() if image.record.name.endswith("image:1"))
+    assert [manifest.complete for manifest in index_summary.manifests] == [False, True]
+    store.load(index.oci_tar(tmp_path / "c.tar", "image:1"))
+    assert store.export(["image:1"], str(tmp_path / "out.tar")).blobs == len(digests(index))
+
+
 def test_a_config_that_comes_later(store, tmp_path):
     """Layers learn their diff IDs from it; `check_store` compares them."""
     path = AMD64.oci_tar(tmp_path / "a.tar", "a:1", without={AMD64.config.digest})

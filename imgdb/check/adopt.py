@@ -143,6 +143,9 @@ class Adopter:
         for digest in sorted(sizes.keys() - known - self.spoiled):
             row = BlobRow(digest, sizes[digest].size, Kind.BLOB.value, "")
             raw = read_verified(self._files, row)
+            if raw is None:
+                # Its size is right: an import would take it for what it is called.
+                self._files.quarantine(digest, sizes[digest])
             document = documents.parse(raw, row) if raw is not None and raw.lstrip()[:1] == b"{" else None
             if document is not None:
                 media_type = document.media_type or _MEDIA_TYPE[document.kind]

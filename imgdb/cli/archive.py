@@ -7,7 +7,6 @@ import stat
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -275,6 +274,8 @@ def _store_to_import(settings: Settings, *, dry_run: bool) -> Iterator[ImageStor
         with settings.open(create=not dry_run) as store:
             yield store
         return
+    from tempfile import TemporaryDirectory  # noqa: PLC0415 - needed here only
+
     with TemporaryDirectory(prefix="imgdb-") as directory:
         empty = replace(settings, store=directory, db=None)
         with empty.open(create=True) as store:

@@ -58,18 +58,19 @@ class Told(click.Command):
 
     Attributes:
         spellings: all ways to call it.
+        extras: as given.
     """
 
     spellings: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, extras: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._extras = extras or {}
+        self.extras = extras or {}
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The other names, then the paragraphs."""
         others = [name for name in self.spellings if name != ctx.command_path]
-        for title, lines in {"Same as": [", ".join(others)] if others else [], **self._extras}.items():
+        for title, lines in {"Same as": [", ".join(others)] if others else [], **self.extras}.items():
             if lines:
                 formatter.write(f"\n{title}:\n")
                 formatter.write("".join(f"  {line}\n" for line in lines))

@@ -165,7 +165,8 @@ def inspect(settings: Settings, /, names: tuple[str, ...], platform: Platform | 
                 records.append(store.inspect(name, platform))
             except ImgdbError as error:
                 failures.add(error)
-    emit(records, format=format_, columns=[])
+    # Docker's inspect is indented wherever it goes.
+    emit(records, format=format_, columns=[], indented=True)
     failures.leave()
 
 

@@ -54,6 +54,7 @@ def emit(
     template_fields: Fields | None = None,
     headers: Mapping[str, str] | None = None,
     out: TextIO | None = None,
+    indented: bool = False,
 ) -> None:
     """Write records in the format that the user chose.
 
@@ -68,12 +69,15 @@ def emit(
             and ``{{json .}}`` has both.
         headers: for ``table TEMPLATE``, headers by field where its name would not do.
         out: where to; standard output by default.
+        indented: ``json`` is laid out for people even when it goes to a file or a pipe.
 
     Raises:
         InvalidArgumentError: unknown format, or a template that asks for what is not there.
     """
     write = _writer(format)
-    context = _Context(columns, template_fields or {}, headers or {}, out or sys.stdout)
+    out = out or sys.stdout
+    indent = 2 if indented or out.isatty() else None
+    context = _Context(columns, template_fields or {}, headers or {}, out, indent)
     with blame(STDOUT):
         write(records, context)
 
@@ -106,6 +110,7 @@ class _Context(NamedTuple):
     fields: Fields
     headers: Mapping[str, str]
     out: TextIO
+    indent: int | None = None
 
     @property
     def unicode(self) -> bool:
@@ -147,7 +152,7 @@ def _write_table(records: Iterable[Record], context: _Context) -> None:
 
 
 def _write_json(records: Iterable[Record], context: _Context) -> None:
-    context.json([dict(record) for record in records], indent=2 if context.out.isatty() else None)
+    context.json([dict(record) for record in records], indent=context.indent)
 
 
 def _write_json_lines(records: Iterable[Record], context: _Context) -> None:

@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, create_engine, func, or_, select, text
 
-from imgdb.db import blobs, catalog, graph, schema, triggers, views
+from imgdb.db import blobs, catalog, graph, leases, schema, triggers, views
 from imgdb.db.blobs import BlobRow
-from imgdb.db.models import Blob, DescriptorColumns, DescriptorRow, DocumentText, Image, Layer, Snapshot
+from imgdb.db.models import (
+    Blob,
+    DescriptorColumns,
+    DescriptorRow,
+    DocumentText,
+    Image,
+    Layer,
+    LeaseResource,
+    Snapshot,
+)
 from imgdb.db.sql import chunks, table_of
 from imgdb.oci import spec
 from imgdb.oci.digest import Digest
@@ -35,6 +44,8 @@ _images = table_of(Image)
 _layers = table_of(Layer)
 _texts = table_of(DocumentText)
 _snapshots = table_of(Snapshot)
+_resources = table_of(LeaseResource)
+_parents = _blobs.alias("parents")
 _FIELDS = [field.name for field in fields(BlobRow) if field.name != "digest"]
 
 Reference = tuple[str, str]
@@ -88,10 +99,26 @@ def by_ids(connection: Connection, ids: Iterable[int]) -> list[BlobRow]:
 
 
 def marked(connection: Connection) -> list[BlobRow]:
-    """Blobs that are marked as damaged: those that are here, and those that somebody needs."""
-    needed = _blobs.c.refcount + _blobs.c.flat_refcount > 0
-    statement = select(_blobs).where(_blobs.c.damaged_at.is_not(None), or_(_blobs.c.present, needed))
-    return [_row(row) for row in connection.execute(statement.order_by(_blobs.c.digest))]
+    """Blobs that are marked as damaged: those that are here, and those that somebody misses."""
+    statement = select(_blobs).where(_blobs.c.damaged_at.is_not(None)).order_by(_blobs.c.digest)
+    rows = [_row(row) for row in connection.execute(statement)]
+    missed = rooted(connection, [row.id for row in rows if not row.present])
+    return [row for row in rows if row.present or row.id in missed]
+
+
+def rooted(connection: Connection, ids: Iterable[int]) -> set[int]:
+    """Those of some blobs that an image or a lease keeps: what only garbage leads to, nobody misses."""
+    found: set[int] = set()
+    for start in ids:
+        up = select(_blobs.c.id, _blobs.c.digest).where(_blobs.c.id == start).cte("up", recursive=True)
+        step = select(_edges.c.parent_id, _parents.c.digest).join(up, _edges.c.child_id == up.c.id)
+        up = up.union(step.join(_parents, _parents.c.id == _edges.c.parent_id).where(_edges.c.counted))
+        named = select(_images.c.id).join(up, up.c.id == _images.c.target_id)
+        leased = select(_resources.c.key).join(up, up.c.digest == _resources.c.key)
+        either = (named.limit(1), leased.where(_resources.c.type == leases.CONTENT).limit(1))
+        if any(connection.execute(statement).first() is not None for statement in either):
+            found.add(start)
+    return found
 
 
 def wanted_stubs(connection: Connection, digests: Iterable[Digest] | None = None) -> list[BlobRow]:

@@ -93,7 +93,7 @@ class Tree:
 
     def is_image(self, descriptor: Descriptor) -> bool:
         """Whether it is a manifest that something could run: no attestation, signature or artifact."""
-        if spec.is_attestation(descriptor) or spec.COSIGN_KIND in descriptor.annotations:
+        if spec.is_attestation(descriptor) or spec.is_signature(descriptor):
             return False
         config = self.children(descriptor.digest, Role.CONFIG)
         layers = self.children(descriptor.digest, Role.LAYER)

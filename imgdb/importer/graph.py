@@ -36,6 +36,9 @@ class Lookup(Protocol):
     def read(self, digest: Digest) -> bytes:
         """The bytes of a blob that is here."""
 
+    def awaited(self, digests: Collection[Digest]) -> list[Descriptor]:
+        """Those that documents of the store refer to as manifests or indexes, and that were absent."""
+
 
 @dataclass(slots=True)
 class Node:
@@ -115,10 +118,19 @@ def build(tops: Iterable[Descriptor], lookup: Lookup) -> Graph:
             or there are too many levels or documents.
     """
     graph = Graph()
+    extend(graph, tops, lookup)
+    # What is a mere leaf here may be a document that others refer to and were waiting for.
+    leaves = [digest for digest, node in graph.nodes.items() if node.present and node.document is None]
+    extend(graph, lookup.awaited(leaves), lookup)
+    return graph
+
+
+def extend(graph: Graph, tops: Iterable[Descriptor], lookup: Lookup) -> None:
+    """Add what is below some more descriptors; errors as `build`."""
     level = [(Role.MANIFEST, descriptor) for descriptor in tops]
     for _ in range(spec.MAX_INDEX_DEPTH + 2):
         if not level:
-            return graph
+            return
         level = _next_level(graph, level, lookup)
     raise BadArchiveError(f"indexes are nested deeper than {spec.MAX_INDEX_DEPTH} levels")
 

@@ -21,6 +21,7 @@ from imgdb.importer.layout import Layout, read_layout
 from imgdb.importer.plan import ImportOptions, ImportPlan, make_plan
 from imgdb.oci import spec
 from imgdb.oci.digest import Digest
+from imgdb.oci.spec import Descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -265,6 +266,14 @@ class _ArchiveAndStore:
                 self.rows_seen[digest] = row
                 sizes[digest] = row.size
         return sizes
+
+    def awaited(self, digests: Collection[Digest]) -> list[Descriptor]:
+        """Those that documents of the store refer to as manifests or indexes, and that were absent."""
+        return [
+            Descriptor(row.media_type, digest, row.size)
+            for digest, row in self.rows.find(digests).items()
+            if not row.present and spec.kind_of(row.media_type) is not None
+        ]
 
     def _usable(self, row: BlobRow) -> bool:
         status = self.store.stat(row.digest) if row.present and row.damaged_at is None else None

@@ -43,6 +43,8 @@ MANIFEST_SUBJECT = "io.containerd.manifest.subject"
 ATTESTATION_TYPE = "vnd.docker.reference.type"
 ATTESTATION_FOR = "vnd.docker.reference.digest"
 COSIGN_KIND = "kind"
+_COSIGN = "dev.cosignproject.cosign/"
+_COSIGN_IMAGES = (_COSIGN + "image", _COSIGN + "imageIndex")
 
 OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
@@ -195,9 +197,15 @@ def is_attestation(descriptor: Descriptor) -> bool:
     return descriptor.platform is not None and descriptor.platform.is_unknown
 
 
+def is_signature(descriptor: Descriptor) -> bool:
+    """True for what cosign save lists beside an image: signatures and the like, in an image's clothes."""
+    kind = descriptor.annotations.get(COSIGN_KIND, "")
+    return kind.startswith(_COSIGN) and kind not in _COSIGN_IMAGES
+
+
 def is_pseudo(descriptor: Descriptor, document: Document) -> bool:
     """True for manifests that are no runnable image (specification §6.6)."""
-    if is_attestation(descriptor) or COSIGN_KIND in descriptor.annotations:
+    if is_attestation(descriptor) or is_signature(descriptor):
         return True
     config = document.config
     if config is None or config.media_type not in CONFIG_TYPES:

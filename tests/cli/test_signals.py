@@ -111,7 +111,7 @@ def test_import_of_files(stopped, imgdb, root, tmp_path, name):
     imgdb("exists", "new:1", code=1)
 
 
-@pytest.mark.parametrize("name", ["write_edges", "write_names"])
+@pytest.mark.parametrize("name", ["write_content", "write_names"])
 def test_import_of_rows(stopped, imgdb, root, tmp_path, name):
     """Inside of the transaction: nothing is visible, and the files are garbage that gc knows."""
     before = sorted(os.listdir(root / "blobs/sha256"))

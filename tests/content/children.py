@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 
 from tests.tools.sample import ROOT
 
+TIMEOUT_S = 60
 PRELUDE = """
 import io, os, sys
 from imgdb.content.disk import DiskBlobStore
@@ -29,28 +31,31 @@ class Child:
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,
         )
 
     def heard(self):
-        """The next line that it says; waits for it."""
-        line = self.process.stdout.readline()
-        assert line, f"the child ended early: {self.process.wait(timeout=60)}"
-        return line.rstrip("\n")
+        """The next line that it says; waits for it, but not for ever."""
+        line = b""
+        while not line.endswith(b"\n"):
+            assert select.select([self.process.stdout], [], [], TIMEOUT_S)[0], f"the child only said {line}"
+            byte = self.process.stdout.read(1)
+            assert byte, f"the child ended early: {self.process.wait(TIMEOUT_S)}"
+            line += byte
+        return line.decode().rstrip("\n")
 
     def tell(self, line=""):
         """What its `wait` returns."""
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
+        self.process.stdin.write(f"{line}\n".encode())
 
     def kill(self):
         """SIGKILL, and the proof that it was that which ended it."""
         os.kill(self.process.pid, signal.SIGKILL)
-        assert self.process.wait(timeout=60) == -signal.SIGKILL
+        assert self.process.wait(TIMEOUT_S) == -signal.SIGKILL
 
     def end(self):
         """Let it run to its end, which must be a good one."""
-        assert self.process.wait(timeout=60) == 0
+        assert self.process.wait(TIMEOUT_S) == 0
 
 
 @contextmanager
@@ -62,4 +67,4 @@ def child(code, root):
     finally:
         if started.process.poll() is None:
             started.process.kill()
-        started.process.communicate(timeout=60)
+        started.process.communicate(timeout=TIMEOUT_S)
