@@ -202,7 +202,8 @@ ROWS = {
     "edge-config-missing": ("edges-wrong", f"DELETE FROM {EDGES} AND role = 'config'"),
     "edge-child": (
         "edges-wrong",
-        f"UPDATE imgdb_descriptors SET child_id = 1 WHERE parent_id = {OF} AND role = 'layer' AND position = 1",
+        f"UPDATE imgdb_descriptors SET child_id = 1 WHERE parent_id = {OF} AND role = 'layer'"
+        " AND position = 1",
     ),
     "edge-size": (
         "edges-wrong",

@@ -17,7 +17,7 @@ import pytest
 
 from imgdb.errors import NoImageError
 from tests.looking import Members, names, present
-from tests.tools.daemons import SBIN, ToolError
+from tests.tools.daemons import SBIN
 
 pytestmark = [pytest.mark.deep, pytest.mark.tools]
 
@@ -39,29 +39,69 @@ NEEDED = {
 }
 PATH = f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
 
-IMAGES = (
-    "debpy-gz.oci debpy-zstd.oci debpy-plain.oci debpy-zstdchunked.oci debpy-gz.oci.tar debpy-zstd.oci.tar "
-    "debpy.docker.tar debpy.docker.tar.gz debpy.docker.tar.zst multi-image.docker.tar "
-    "exotic-umoci.oci exotic-umoci.oci.tar exotic-zstd.oci.tar exotic.docker.tar "
-    "multi-arch.oci multi-arch.oci.tar sparse-multi-arch.oci "
-    "ctr-all-platforms.tar ctr-amd64.tar ctr-amd64-nodocker.tar "
-    "docker20-save.tar docker20-save-2tags.tar docker20-save-multi.tar docker20-save-dup-layers.tar "
-    "docker20-save-by-id.tar docker20-save-debpy.tar "
-    "docker26-save.tar docker26-save-2tags.tar docker26-save-multi.tar docker26-save-dup-layers.tar "
-    "docker26-save-by-id.tar docker26-save-debpy.tar "
-    "docker26ctrd-save.tar docker26ctrd-save-2tags.tar docker26ctrd-save-multi.tar "
-    "docker26ctrd-save-dup-layers.tar docker26ctrd-save-by-id.tar docker26ctrd-save-nolayer.tar "
-    "docker26ctrd-save-multiarch-attest.tar docker26ctrd-buildx-oci-multiarch-attest.tar "
-    "docker26ctrd-buildx-oci-plain.tar docker26ctrd-buildx-docker-plain.tar docker26ctrd-buildx-oci.dir "
-    "docker26ctrd-buildx-oci-zstd.tar docker26ctrd-buildx-oci-estargz.tar "
-    "docker26ctrd-buildx-oci-uncompressed.tar docker26ctrd-buildx-oci-annotated-attest.tar "
-    "oras-artifacts.oci oras-artifacts.oci.tar oras-image-with-referrers.oci oras-copy-multi.oci "
-    "cosign-save-exotic.oci cosign-save-multi.oci"
-).split()
-NO_IMAGES = (
-    "debpy-v2s2.dir multi-arch-v2list.dir docker20-export-rootfs.tar docker26-export-rootfs.tar "
-    "docker26ctrd-export-rootfs.tar oras-registry-storage-tree.tar"
-).split()
+IMAGES = [
+    "debpy-gz.oci",
+    "debpy-zstd.oci",
+    "debpy-plain.oci",
+    "debpy-zstdchunked.oci",
+    "debpy-gz.oci.tar",
+    "debpy-zstd.oci.tar",
+    "debpy.docker.tar",
+    "debpy.docker.tar.gz",
+    "debpy.docker.tar.zst",
+    "multi-image.docker.tar",
+    "exotic-umoci.oci",
+    "exotic-umoci.oci.tar",
+    "exotic-zstd.oci.tar",
+    "exotic.docker.tar",
+    "multi-arch.oci",
+    "multi-arch.oci.tar",
+    "sparse-multi-arch.oci",
+    "ctr-all-platforms.tar",
+    "ctr-amd64.tar",
+    "ctr-amd64-nodocker.tar",
+    "docker20-save.tar",
+    "docker20-save-2tags.tar",
+    "docker20-save-multi.tar",
+    "docker20-save-dup-layers.tar",
+    "docker20-save-by-id.tar",
+    "docker20-save-debpy.tar",
+    "docker26-save.tar",
+    "docker26-save-2tags.tar",
+    "docker26-save-multi.tar",
+    "docker26-save-dup-layers.tar",
+    "docker26-save-by-id.tar",
+    "docker26-save-debpy.tar",
+    "docker26ctrd-save.tar",
+    "docker26ctrd-save-2tags.tar",
+    "docker26ctrd-save-multi.tar",
+    "docker26ctrd-save-dup-layers.tar",
+    "docker26ctrd-save-by-id.tar",
+    "docker26ctrd-save-nolayer.tar",
+    "docker26ctrd-save-multiarch-attest.tar",
+    "docker26ctrd-buildx-oci-multiarch-attest.tar",
+    "docker26ctrd-buildx-oci-plain.tar",
+    "docker26ctrd-buildx-docker-plain.tar",
+    "docker26ctrd-buildx-oci.dir",
+    "docker26ctrd-buildx-oci-zstd.tar",
+    "docker26ctrd-buildx-oci-estargz.tar",
+    "docker26ctrd-buildx-oci-uncompressed.tar",
+    "docker26ctrd-buildx-oci-annotated-attest.tar",
+    "oras-artifacts.oci",
+    "oras-artifacts.oci.tar",
+    "oras-image-with-referrers.oci",
+    "oras-copy-multi.oci",
+    "cosign-save-exotic.oci",
+    "cosign-save-multi.oci",
+]
+NO_IMAGES = [
+    "debpy-v2s2.dir",
+    "multi-arch-v2list.dir",
+    "docker20-export-rootfs.tar",
+    "docker26-export-rootfs.tar",
+    "docker26ctrd-export-rootfs.tar",
+    "oras-registry-storage-tree.tar",
+]
 
 
 def missing():
@@ -107,7 +147,7 @@ def source_of(built, name):
 
 @pytest.mark.parametrize("name", NO_IMAGES)
 def test_what_is_no_image(built, store, name):
-    """skopeo's dir:, root file systems and a registry's storage are refused by name."""
+    """Skopeo's dir:, root file systems and a registry's storage are refused by name."""
     with pytest.raises(NoImageError):
         store.load(source_of(built, name))
     assert store.blobs() == []
@@ -128,7 +168,7 @@ def test_round_trip(built, store, new_store, tmp_path, name):
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_other_tools(built, store, skopeo, containerd, dockerd_graph_new, tmp_path, name):
-    """The first image of each is what skopeo, containerd and docker take it for, unless they can't take it."""
+    """The first image of each is what skopeo, containerd and docker take it for, if they can."""
     store.load(source_of(built, name))
     images = store.images()
     first = next((image.record for image in images if not image.record.is_dangling), images[0].record)

@@ -281,9 +281,7 @@ def test_a_name_whose_row_is_broken(root, sample):
         assert "reference-broken" in {finding.id for finding in report.damage}
     rebuilt(root)
     assert tables(root) == before
-    assert (
-        dict((row[0], row[1]) for row in before["images"])["docker.io/library/app:1"] == sample.index.digest
-    )
+    assert {row[0]: row[1] for row in before["images"]}["docker.io/library/app:1"] == sample.index.digest
 
 
 # -- the mirror ------------------------------------------------------------------------------------

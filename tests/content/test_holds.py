@@ -182,13 +182,17 @@ def test_a_forked_child_does_not_keep_a_hold_alive(store):
 FORKS_LOCKED = """
 import fcntl
 from imgdb.content.holds import locked
+until_closed, opened = os.pipe()
 with locked(store.gc_lock, fcntl.LOCK_EX):
     if os.fork() == 0:
+        os.close(opened)
         say('forked')
-        wait()
+        os.read(until_closed, 1)
         os._exit(0)
     wait()
 say('unlocked')
+wait()
+os.close(opened)
 os.wait()
 """
 
