@@ -216,7 +216,8 @@ class ImageStore(Looking, Keeping, Leasing):
         self, names: Sequence[str], stack: ExitStack, *, every: bool, target: str | BinaryIO
     ) -> list[Requested]:
         """Resolve and lease in one transaction; on a store that can't be written, only resolve."""
-        if not self._can_write():
+        # A database that doesn't fit may be read all the same; what is exported is verified anyway.
+        if not self._may_write():
             with engine.read(self._engine) as connection:
                 return choose(connection, names, every=every)
         lease = leases.random_id()
@@ -243,7 +244,7 @@ class ImageStore(Looking, Keeping, Leasing):
             tree = read_tree(connection, [request.target for request in requested])
             plan = make_plan(requested, tree, options, artifact_types(connection, tree))
             facts = blobs.find(connection, {digest for digest, _ in plan.blobs.values()})
-        return plan, Verifier(self._blobs, facts, options.trust, protected=self._can_write())
+        return plan, Verifier(self._blobs, facts, options.trust, protected=self._may_write())
 
     def _mark_damaged(self, digest: Digest) -> None:
         with suppress(ImgdbError):

@@ -202,8 +202,7 @@ ROWS = {
     "edge-config-missing": ("edges-wrong", f"DELETE FROM {EDGES} AND role = 'config'"),
     "edge-child": (
         "edges-wrong",
-        f"UPDATE imgdb_descriptors SET child_id = 1 WHERE parent_id = {OF} AND role = 'layer'"
-        " AND position = 1",
+        f"UPDATE imgdb_descriptors SET child_id = 1 WHERE parent_id = {OF} AND role || position = 'layer1'",
     ),
     "edge-size": (
         "edges-wrong",
@@ -500,26 +499,15 @@ def test_a_damaged_database(new_store, sample):
     """What SQLite itself finds comes alone: rows that can't be trusted are not compared."""
     store = new_store()
     store.load(sample.archive)
-    path = Path(store.root, "imgdb.db")
-    with damage.shell(store) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        (root,) = connection.execute(
-            "SELECT rootpage FROM sqlite_master WHERE name = 'imgdb_descriptors_ix_child_id_role'"
-        ).fetchone()
-        (size,) = connection.execute("PRAGMA page_size").fetchone()
     store.close()
-    right = path.read_bytes()
-    data = bytearray(right)
-    end = root * size
-    data[end - 40 : end - 8] = bytes(32)
-    path.write_bytes(bytes(data))
+    right = damage.spoil_index(store.root)
     try:
         report = store.check()
         assert found(report) == finds("database-damaged")
         assert all("imgdb_descriptors" in finding.detail for finding in report.findings)
     finally:
         store.close()
-        path.write_bytes(right)
+        Path(store.root, "imgdb.db").write_bytes(right)
 
 
 # -- slices ----------------------------------------------------------------------------------------
@@ -549,7 +537,8 @@ def test_slices_cover_a_store(large):
         assert report.left == report.blobs - report.verified
     assert report.oldest_verified_at >= started
     assert runs > 1
-    assert verified + report.verified == report.blobs
+    # The slice that finishes the round goes on with the oldest of it while it has time.
+    assert verified + report.verified >= report.blobs > verified
 
 
 def test_the_rate(large):

@@ -194,7 +194,7 @@ def test_missing_platforms_are_reported(store, tmp_path):
 
 @pytest.mark.parametrize("lost", ["manifest", "config", "layer"])
 def test_nothing_complete(store, tmp_path, lost):
-    """Of an image of which no platform is complete nothing is written."""
+    """TestExportAllCases, index only: of an image of which no platform is complete nothing is written."""
     missing = {"manifest": AMD64.digest, "config": AMD64.config.digest, "layer": AMD64.below[2].digest}[lost]
     loaded(store, tmp_path, (Index([AMD64]), "app:1"), without={missing})
     with pytest.raises(NotFoundError, match=f"app:1 is not completely here: .*lacks {missing}"):

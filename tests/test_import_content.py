@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
+import time
 
 import pytest
 
@@ -172,6 +175,27 @@ def test_streams(store, tmp_path, wrap):
     path = AMD64.oci_tar(tmp_path / "a.tar", "a:1", compression="gzip")
     with open(path, "rb") as file:
         store.load(wrap(file.read()))
+    assert present(store) == digests(AMD64)
+
+
+def test_a_pipe_that_does_not_block(store, tmp_path):
+    """A parent may leave standard input so; what is not there yet is waited for."""
+    with open(AMD64.oci_tar(tmp_path / "a.tar", "a:1"), "rb") as file:
+        data = file.read()
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+
+    def fill():
+        with open(writing, "wb", buffering=0) as out:
+            for part in (data[:3000], data[3000:]):
+                time.sleep(0.5)  # long enough for the reader to come first
+                out.write(part)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    with open(reading, "rb", buffering=0) as stream:
+        store.load(stream)
+    thread.join()
     assert present(store) == digests(AMD64)
 
 

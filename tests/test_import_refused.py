@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from imgdb import ImportOptions
-from imgdb.errors import BadArchiveError, BusyError, ImgdbError, NoImageError, NotFoundError
+from imgdb.errors import (
+    BadArchiveError,
+    BusyError,
+    ImgdbError,
+    NoImageError,
+    NotFoundError,
+    RefusedError,
+)
 from imgdb.importer import commit, rows
 from tests.builder import (
     Archive,
@@ -204,6 +211,15 @@ def test_a_large_import_in_batches(used, tmp_path, monkeypatch):
     used.load(ARCHIVE.oci_tar(tmp_path / "a.tar"))
     assert digests(INDEX) < present(used)
     assert names(used)["docker.io/library/app:v"] == INDEX.digest
+
+
+def test_a_large_import_that_is_refused(used, tmp_path, monkeypatch):
+    """Before its first transaction, so that nothing stays of it either."""
+    monkeypatch.setattr(commit, "BATCH", 2)
+    before = state(used)
+    with pytest.raises(RefusedError):
+        used.load(ARCHIVE.oci_tar(tmp_path / "a.tar"), ImportOptions(replace="refuse"))
+    assert state(used) == before
 
 
 def test_a_large_import_that_fails(used, tmp_path, monkeypatch):

@@ -32,10 +32,10 @@ ABOVE_ALL = ("__init__", "__main__")
 REMOVERS = {
     "content/disk.py": {"rename", "unlink"},
     "content/ingest.py": {"unlink", "rmdir"},  # its own directory
+    "content/reserve.py": {"truncate"},  # the reserve file
     "content/files.py": {"rename", "unlink"},  # small files, replaced in one step
     "content/holds.py": {"unlink"},  # its own hold files
     "exporter/write.py": {"rename", "unlink", "rmdir", "rmtree"},  # what the user asked to be written
-    "cli/reports.py": {"rename", "unlink"},  # the report that the user asked for
     "gc.py": {"truncate"},  # gc-run.lock
 }
 # These are nothing else, whoever's method they are.

@@ -224,9 +224,6 @@ def test_reading_works(mismatch, root, archives, tmp_path):
             assert file.read() == OLD.blob.data
 
 
-@pytest.mark.xfail(
-    strict=True, reason="export leases its targets, and a write is refused", raises=RefusedError
-)
 @pytest.mark.parametrize("mismatch", [another, older], ids=lambda function: function.__name__)
 def test_exporting_works(mismatch, root, archives, tmp_path):
     """Getting images out is reading, and the more wanted the less the rest works."""

@@ -10,7 +10,7 @@ import click
 from imgdb.cli import reports
 from imgdb.cli.context import Settings, complete_images, format_option, note, pass_settings
 from imgdb.cli.groups import Verb
-from imgdb.cli.output import Column, emit, say
+from imgdb.cli.output import emit, say
 from imgdb.cli.printable import human_size, json_text, printable, rfc3339
 from imgdb.cli.report import Sink
 from imgdb.cli.times import parse_duration, parse_moment
@@ -96,24 +96,7 @@ def df(settings: Settings, /, verbose: bool, format_: str) -> None:
     if verbose:
         emit(reports.image_usage(usage), format=format_, columns=reports.IMAGE_USAGE)
         return
-    records = [
-        {
-            "type": line.type,
-            "total": line.total,
-            "active": line.active,
-            "size": line.size,
-            "reclaimable": line.reclaimable,
-        }
-        for line in usage.lines
-    ]
-    columns = [
-        Column("TYPE", lambda line: line["type"]),
-        Column("TOTAL", lambda line: line["total"]),
-        Column("ACTIVE", lambda line: line["active"]),
-        Column("SIZE", lambda line: human_size(line["size"])),
-        Column("RECLAIMABLE", lambda line: human_size(line["reclaimable"])),
-    ]
-    emit(records, format=format_, columns=columns)
+    emit(reports.kind_usage(usage), format=format_, columns=reports.KIND_USAGE)
 
 
 @click.command(cls=Verb)
@@ -141,12 +124,12 @@ def prune(
     from imgdb import prune as rules  # noqa: PLC0415 - not needed for help
 
     chosen = _prune_options(options["every"], filters)
-    rules.check(chosen, yes_all=yes_all)
+    rules.check(chosen, yes_all=yes_all or dry_run)
     with settings.open() as store:
         plan = store.plan_prune(chosen)
         if dry_run or (not force and plan.records):
-            _show_prune(plan.records, plan.freed_bytes, as_json=options["as_json"])
-        if dry_run or not (force or not plan.records or click.confirm("Remove them?", err=True)):
+            _show_prune(plan.records, plan.freed_bytes, as_json=options["as_json"], planned=True)
+        if dry_run or not (force or not plan.records or _confirmed()):
             return
         gone, freed = store.prune(plan, collect=not options["no_gc"])
     if force:
@@ -176,7 +159,13 @@ def _prune_options(every: bool, filters: tuple[str, ...]) -> PruneOptions:
     )
 
 
-def _show_prune(records: Any, freed: int, *, as_json: bool) -> None:
+def _confirmed() -> bool:
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise InvalidArgumentError("prune asks before it removes, and nobody can answer; use --force")
+    return click.confirm("Remove them?", err=True)
+
+
+def _show_prune(records: Any, freed: int, *, as_json: bool, planned: bool = False) -> None:
     if as_json:
         listed = [
             {"name": r.name, "digest": str(r.target.digest), "updated_at": rfc3339(r.updated_at)}
@@ -186,5 +175,5 @@ def _show_prune(records: Any, freed: int, *, as_json: bool) -> None:
         return
     for record in records:
         word = "Deleted" if record.is_dangling else "Untagged"
-        say(f"{word}: {printable(record.display_name)}")
-    say(f"Total reclaimed space: {human_size(freed)}")
+        say(f"{'Would be ' + word.lower() if planned else word}: {printable(record.display_name)}")
+    say(f"{'Would reclaim' if planned else 'Total reclaimed space'}: {human_size(freed)}")

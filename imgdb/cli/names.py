@@ -71,10 +71,11 @@ def rm(
     NAME may be an ID: then all names of the image go. What nothing else needs is freed.
     """
     failures = Failures(settings)
+    deleted = False
     with settings.open() as store:
         for name in names:
             try:
-                _tell(store.remove(name, force=force), settings)
+                deleted |= _tell(store.remove(name, force=force), settings)
             except NotFoundError as error:
                 if force and not ignore:
                     settings.messages.warning(str(error))
@@ -82,13 +83,14 @@ def rm(
                     failures.add(error)
             except ImgdbError as error:
                 failures.add(error)
-        freed = 0 if no_gc else store.reclaim()
+        freed = store.reclaim() if deleted and not no_gc else 0
     if freed:
         say(f"Total reclaimed space: {human_size(freed)}")
     failures.leave()
 
 
-def _tell(removal: Removal, settings: Settings) -> None:
+def _tell(removal: Removal, settings: Settings) -> bool:
+    """Docker's lines; whether the image went with its names."""
     for record in removal.records:
         if not record.is_dangling:
             say(f"Untagged: {printable(record.display_name)}")
@@ -97,3 +99,4 @@ def _tell(removal: Removal, settings: Settings) -> None:
                 note(f"{name} was {removal.target}; {undo(name)}", settings)
     if removal.deletes:
         say(f"Deleted: {removal.target}")
+    return removal.deletes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -95,17 +94,10 @@ def write_textfile(path: str, report: Mapping[str, Any], store_bytes: int) -> No
         f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {value}\n"
         for name, (text, value) in values.items()
     ]
-    temporary = f"{path}.{secrets.token_hex(4)}"
-    try:
-        with open(temporary, "x", encoding="ascii") as file:
-            file.writelines(lines)
-        # node_exporter runs as somebody else.
-        os.chmod(temporary, 0o644)
-        os.rename(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+    from imgdb.content.files import write_durably  # noqa: PLC0415 - not needed for help
+
+    # Readable for all: node_exporter runs as somebody else.
+    write_durably(os.path.abspath(path), "".join(lines).encode("ascii"), mode=0o644)
 
 
 def why_record(answer: Why) -> dict[str, Any]:
@@ -137,6 +129,29 @@ def why_lines(answer: Why) -> Iterator[str]:
 def _line(way: Way) -> str:
     steps = [f"{step.role or step.kind} {step.digest}" for step in way.steps]
     return " -> ".join([printable(f"{way.root.kind} {way.root.name}"), *steps])
+
+
+def kind_usage(usage: Usage) -> list[dict[str, Any]]:
+    """One record for each kind of thing."""
+    return [
+        {
+            "type": line.type,
+            "total": line.total,
+            "active": line.active,
+            "size": line.size,
+            "reclaimable": line.reclaimable,
+        }
+        for line in usage.lines
+    ]
+
+
+KIND_USAGE = [
+    Column("TYPE", lambda line: line["type"]),
+    Column("TOTAL", lambda line: line["total"]),
+    Column("ACTIVE", lambda line: line["active"]),
+    Column("SIZE", lambda line: human_size(line["size"])),
+    Column("RECLAIMABLE", lambda line: human_size(line["reclaimable"])),
+]
 
 
 def image_usage(usage: Usage) -> list[dict[str, Any]]:

@@ -42,6 +42,8 @@ def commit(
     batches = list(chunks(staged.plan.kept, BATCH))
     if len(batches) <= 1:
         return _names(write, staged, replace, batches, into=into)
+    # Asked again at the end; here so that what is refused leaves nothing behind.
+    write(partial(rows.compare, wanted=staged.plan.images, replace=replace), raises_generation=False)
     lease = leases.random_id()
     try:
         _blobs_under_lease(write, staged, batches, lease)

@@ -116,8 +116,7 @@ def write_names(
     targets = [image.target for image in staged.plan.images if image.target.digest not in staged.rows]
     stubs = [BlobRow(t.digest, t.size, "blob", t.media_type, present=False, created_at=at) for t in targets]
     blobs.put_stubs(connection, stubs)
-    result = compare(connection, staged.plan.images)
-    _refuse_moves(result, replace)
+    result = compare(connection, staged.plan.images, replace=replace)
     for wanted, loaded in zip(staged.plan.images, result, strict=True):
         _put_name(connection, wanted, loaded, keep_old=replace == "dangle", at=at)
     images.drop_useless_dangling(connection, {image.target.digest for image in staged.plan.images})
@@ -127,11 +126,13 @@ def write_names(
     return result
 
 
-def compare(connection: Connection, wanted: Sequence[Wanted]) -> list[LoadedImage]:
+def compare(
+    connection: Connection, wanted: Sequence[Wanted], *, replace: str = "dangle"
+) -> list[LoadedImage]:
     """What naming these images would change; the whole of a dry run.
 
     Raises:
-        RefusedError: it would move a pinned name.
+        RefusedError: it would move a name that is pinned, or any when `replace` is ``refuse``.
     """
     existing = images.by_names(connection, {image.name for image in wanted if image.name})
     targets = {image.name: image.target.digest for image in wanted}
@@ -140,7 +141,9 @@ def compare(connection: Connection, wanted: Sequence[Wanted]) -> list[LoadedImag
     named = {
         record.target.digest for record in images.by_targets(connection, {i.target.digest for i in wanted})
     }
-    return [_compare(image, existing.get(image.name or ""), named) for image in wanted]
+    result = [_compare(image, existing.get(image.name or ""), named) for image in wanted]
+    _refuse_moves(result, replace)
+    return result
 
 
 def _compare(image: Wanted, existing: ImageRecord | None, named: Collection[Digest]) -> LoadedImage:

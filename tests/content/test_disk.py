@@ -13,6 +13,7 @@ from imgdb.content import disk
 from imgdb.content.disk import DiskBlobStore
 from imgdb.content.files import write_durably
 from imgdb.errors import NotFoundError, RefusedError
+from imgdb.oci.digest import Digest
 from tests.content.faults import FAULTS, full_disk
 from tests.content.suite import BlobStoreSuite, nobody, put, read
 
@@ -83,7 +84,10 @@ def test_content_root_dir(mask, umask, tmp_path):
                 for path in modes
             }
             expected[ingest.path(staged)] = 0o400
-            assert len(modes) == 13
+            assert {os.path.relpath(path, store.root).split("/")[0] for path in modes} == {
+                *(".", "blobs", "ingest", "holds", "trash", "quarantine", "gc.lock", "reserve", "small")
+            }
+            assert {store.path(Digest.of(b"y")), ingest.path(staged), hold._path} < modes.keys()
             assert modes == expected
 
 
