@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from imgdb.db import blobs
+from imgdb.errors import NotFoundError
 from imgdb.exporter.tree import best
 from imgdb.exporter.walk import read_tree
 from imgdb.oci import spec
-from imgdb.oci.platform import host_platform, preference_key
+from imgdb.oci.platform import host_platform, matches, preference_key
 from imgdb.oci.reference import parse_normalized
 from imgdb.oci.spec import Role
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from imgdb.db.images import ImageRecord
     from imgdb.exporter.tree import Tree
     from imgdb.oci.digest import Digest
+    from imgdb.oci.platform import Platform
     from imgdb.oci.spec import Descriptor
 
 
@@ -93,6 +95,19 @@ def summaries(connection: Connection, records: Sequence[ImageRecord]) -> list[Im
     return [_summary(record, tree, chosen[record.target.digest], configs) for record in records]
 
 
+def _choose(tree: Tree, record: ImageRecord, platform: Platform | None) -> Descriptor | None:
+    """The complete image of a platform; without one, that which fits the host best, if there is any."""
+    if platform is None:
+        return best(tree, tree.leaves(record.target), preference_key(host_platform()))
+    known = [(leaf, tree.platform_of(leaf)) for leaf in tree.leaves(record.target)]
+    fitting = [leaf for leaf, its in known if its is not None and matches(platform, its)]
+    chosen = best(tree, fitting, preference_key(platform))
+    if chosen is None:
+        label = record.display_name
+        raise NotFoundError(f"{label} has no complete {platform}; imgdb inspect {label} shows what is here")
+    return chosen
+
+
 def _configs(
     connection: Connection, tree: Tree, leaves: Sequence[Descriptor]
 ) -> dict[Digest, dict[str, Any]]:
@@ -145,17 +160,22 @@ def _labels(config: Mapping[str, Any]) -> dict[str, str]:
     return {str(k): str(v) for k, v in labels.items()} if isinstance(labels, dict) else {}
 
 
-def inspect(connection: Connection, records: Sequence[ImageRecord], host_key: Any = None) -> dict[str, Any]:
+def inspect(
+    connection: Connection, records: Sequence[ImageRecord], platform: Platform | None = None
+) -> dict[str, Any]:
     """One image as ``docker inspect`` shows it, with what docker does not tell.
 
     Args:
         connection: any.
         records: all names of one target, the one that was meant first.
-        host_key: sort key of platforms; None prefers the host's.
+        platform: of the image; None for the one that fits the host best.
+
+    Raises:
+        NotFoundError: the target has no complete image of that platform.
     """
     target = records[0].target
     tree = read_tree(connection, [target])
-    chosen = best(tree, tree.leaves(target), host_key or preference_key(host_platform()))
+    chosen = _choose(tree, records[0], platform)
     config = _configs(connection, tree, [chosen]).get(chosen.digest, {}) if chosen else {}
     rootfs = config.get("rootfs")
     summary = _summary(records[0], tree, chosen, {chosen.digest: config} if chosen else {})
@@ -209,10 +229,21 @@ class HistoryEntry:
     comment: str
 
 
-def history(connection: Connection, target: Descriptor, host_key: Any = None) -> list[HistoryEntry]:
-    """How the best image below a target was made; layers without a history line come as they are."""
-    tree = read_tree(connection, [target])
-    chosen = best(tree, tree.leaves(target), host_key or preference_key(host_platform()))
+def history(
+    connection: Connection, record: ImageRecord, platform: Platform | None = None
+) -> list[HistoryEntry]:
+    """How an image was made; layers without a history line come as they are.
+
+    Args:
+        connection: any.
+        record: a name of the image.
+        platform: of the image; None for the one that fits the host best.
+
+    Raises:
+        NotFoundError: the target has no complete image of that platform.
+    """
+    tree = read_tree(connection, [record.target])
+    chosen = _choose(tree, record, platform)
     if chosen is None:
         return []
     config = _configs(connection, tree, [chosen]).get(chosen.digest, {})

@@ -70,19 +70,21 @@ def account(access: Access) -> Usage:
     unused = [record.name for record in records if record.name not in used]
     without_unused = collector.plan(GcOptions(), gone=unused).freed
     held = {record.target.digest: _content(tree, record.target) for record in records}
-    reached = set().union(*held.values()) & files.keys()
+    # A referrer that leads to its own subject is below it and garbage all the same.
+    kept = {digest: size for digest, size in files.items() if digest not in garbage}
+    reached = set().union(*held.values()) & kept.keys()
     lines = (
         Line(
             "Images",
             len(held),
             len({record.target.digest for record in records if record.name in used}),
-            sum(files[digest] for digest in reached),
+            sum(kept[digest] for digest in reached),
             sum(size for digest, size in without_unused.items() if digest not in garbage),
         ),
         Line("Blobs", len(files), len(files) - len(garbage), sum(files.values()), sum(garbage.values())),
         Line("Snapshots", snapshots.total, snapshots.active, snapshots.size, snapshots.reclaimable),
     )
-    return Usage(lines, tuple(_images(records, held, files, used)))
+    return Usage(lines, tuple(_images(records, held, kept, used)))
 
 
 def _questions(connection: Connection) -> tuple[list[ImageRecord], Tree, set[str], usage.SnapshotTotals]:

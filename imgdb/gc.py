@@ -169,7 +169,8 @@ class Collector:
             result.foreign = tuple(self.files.foreign()) if options.full else ()
             if listed:
                 os.truncate(self._run_lock(), 0)
-            reserve.fill(self.files.root)
+            if self.files.durable:
+                reserve.fill(self.files.root)
         if budget.stopped:
             result.remaining_bytes = sum(self.plan(options).freed.values())
             result.complete = not result.remaining_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,8 @@ from imgdb.progress import SILENT
 if TYPE_CHECKING:
     from imgdb.access import Access
     from imgdb.check.report import CheckReport
-    from imgdb.db.images import ImageRecord
     from imgdb.progress import Reporter
-    from imgdb.prune import PruneOptions, PrunePlan
+    from imgdb.prune import Pruned, PruneOptions, PrunePlan
 
 
 class Keeping:
@@ -31,6 +31,9 @@ class Keeping:
         raise NotImplementedError
 
     def _can_write(self) -> bool:
+        raise NotImplementedError
+
+    def _renew_mirror(self, *, full: bool) -> None:
         raise NotImplementedError
 
     def plan_gc(self, options: GcOptions | None = None) -> GcPlan:
@@ -49,16 +52,20 @@ class Keeping:
             RefusedError: the database is not the store's, or older than it.
             FailedPreconditionError: a document's edges are not recorded; see `check`.
         """
+        options = options or GcOptions()
         self._check_writable()
-        return Collector(self._access()).run(options or GcOptions())
+        result = Collector(self._access()).run(options)
+        self._renew_mirror(full=options.full)
+        return result
 
     def reclaim(self) -> int:
         """Free what a removal made garbage; returns the bytes.
 
         Where a collection runs already, it takes that as well, and this returns 0.
         """
+        self._check_writable()
         try:
-            return self.gc(GcOptions(totals=False)).freed_bytes
+            return Collector(self._access()).run(GcOptions(totals=False)).freed_bytes
         except BusyError:
             return 0
 
@@ -66,10 +73,10 @@ class Keeping:
         """Which images a prune would remove, and what that would free."""
         return prune.plan(self._access(), options)
 
-    def prune(self, plan: PrunePlan, *, collect: bool = True) -> tuple[list[ImageRecord], int]:
-        """Remove exactly the planned images; returns them, and the bytes that were freed."""
-        gone = prune.execute(self._access(), plan)
-        return gone, self.reclaim() if collect else 0
+    def prune(self, plan: PrunePlan, *, collect: bool = True) -> Pruned:
+        """Remove exactly the planned images, as far as nobody uses or has moved one meanwhile."""
+        pruned = prune.execute(self._access(), plan)
+        return replace(pruned, freed_bytes=self.reclaim()) if collect else pruned
 
     def check(self, options: CheckOptions | None = None, *, reporter: Reporter = SILENT) -> CheckReport:
         """Compare rows, files, hashes, edges and counters with each other; safe beside everything.

@@ -10,7 +10,6 @@ from imgdb.db import blobs, engine, events, history, images, leases, schema
 from imgdb.db import why as reasons
 from imgdb.db.sql import now_us
 from imgdb.errors import NotFoundError
-from imgdb.oci.platform import preference_key
 from imgdb.oci.reference import parse_normalized
 from imgdb.results import BlobInfo, StoreInfo
 
@@ -60,7 +59,7 @@ class Looking:
             first = images.resolve(connection, argument)[0]
             others = images.by_targets(connection, [first.target.digest])
             records = [first, *(record for record in others if record.name != first.name)]
-            return describe.inspect(connection, records, preference_key(platform) if platform else None)
+            return describe.inspect(connection, records, platform)
 
         return self._read(question)
 
@@ -68,8 +67,7 @@ class Looking:
         """How an image was made, newest step first."""
 
         def question(connection: Connection) -> list[HistoryEntry]:
-            target = images.resolve(connection, argument)[0].target
-            return describe.history(connection, target, preference_key(platform) if platform else None)
+            return describe.history(connection, images.resolve(connection, argument)[0], platform)
 
         return self._read(question)
 

@@ -32,6 +32,7 @@ STORE = "io.imgdb.store"
 GENERATION = "io.imgdb.generation"
 _INDEX = "index.json"
 _LOG = "names.log"
+_LONG = 64 << 10
 # A million names; what is read here is what imgdb wrote.
 _READ_LIMIT = 1 << 30
 
@@ -58,10 +59,33 @@ def write_index(
     manifests = [_descriptor(record, pinned=record.name in pinned) for record in records]
     value = {"schemaVersion": 2, "mediaType": spec.OCI_INDEX, "manifests": manifests}
     value["annotations"] = {GENERATION: str(generation), STORE: store_id}
-    write_durably(os.path.join(root, _INDEX), jsontext.dump(value), durable=durable)
+    index, body = os.path.join(root, _INDEX), jsontext.dump(value)
+    if not _holds(index, body):
+        write_durably(index, body, durable=durable)
     log = os.path.join(root, _LOG)
-    if os.path.exists(log) and os.path.getsize(log):
+    if _size(log):
         write_durably(log, b"", durable=durable)
+
+
+def _holds(path: str, body: bytes) -> bool:
+    """Whether a file has these bytes, so that nothing is written for nothing."""
+    if _size(path) != len(body):
+        return False
+    with open(path, "rb") as file:
+        return file.read() == body
+
+
+def _size(path: str) -> int:
+    """Of a file; 0 when there is none."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def is_log_long(root: str) -> bool:
+    """Whether the log has grown so much that writing ``index.json`` anew is worth its while."""
+    return _size(os.path.join(root, _LOG)) > max(_LONG, _size(os.path.join(root, _INDEX)) // 2)
 
 
 def append(

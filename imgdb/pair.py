@@ -50,8 +50,18 @@ def new_store(database: str | None) -> StoreFile:
 
 
 def exists(root: str) -> bool:
-    """Whether there is a store in a directory."""
-    return os.path.lexists(os.path.join(root, _NAME))
+    """Whether there is a store in a directory.
+
+    Raises:
+        RefusedError: it is closed to us, so nobody can say.
+    """
+    try:
+        os.lstat(os.path.join(root, _NAME))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        raise _refusal(root) from None
+    return True
 
 
 def read(root: str) -> StoreFile:
@@ -72,9 +82,7 @@ def read(root: str) -> StoreFile:
     except FileNotFoundError:
         raise NotFoundError(_absent(root)) from None
     except PermissionError:
-        raise RefusedError(
-            f"the store in {root} belongs to {owner(root)}; use sudo -u {owner(root)}"
-        ) from None
+        raise _refusal(root) from None
     except OSError as error:
         raise ImgdbError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
@@ -117,6 +125,14 @@ def owner(root: str) -> str:
         return f"#{uid}"
 
 
+def _refusal(root: str) -> RefusedError:
+    try:
+        name = owner(root)
+    except PermissionError:
+        return RefusedError(f"{root}: permission denied; use sudo -u and its owner, or another --store")
+    return RefusedError(f"the store in {root} belongs to {name}; use sudo -u {name}")
+
+
 def check_owner(root: str) -> None:
     """Writing as another user would leave files that the store's owner can't read.
 
@@ -124,7 +140,7 @@ def check_owner(root: str) -> None:
         RefusedError: the store is another user's; the message names the command to use.
     """
     if os.stat(root).st_uid != os.geteuid():
-        raise RefusedError(f"the store in {root} belongs to {owner(root)}; use sudo -u {owner(root)}")
+        raise _refusal(root)
 
 
 def check_writable(root: str, store: StoreFile, meta: Meta | None) -> None:

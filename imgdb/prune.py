@@ -59,10 +59,12 @@ class PrunePlan:
 
     Attributes:
         records: names, in the order in which they go.
-        freed: files that a collection frees afterwards and would not free now.
+        deleted: targets that no other name has.
+        freed: files that the collection after it frees.
     """
 
     records: tuple[ImageRecord, ...]
+    deleted: tuple[Digest, ...]
     freed: dict[Digest, int]
 
     @property
@@ -71,50 +73,68 @@ class PrunePlan:
         return sum(self.freed.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a prune removed; `deleted` as in `PrunePlan`, `freed_bytes` 0 where nothing was collected."""
+
+    records: tuple[ImageRecord, ...]
+    deleted: tuple[Digest, ...]
+    freed_bytes: int = 0
+
+
 def plan(access: Access, options: PruneOptions) -> PrunePlan:
     """Choose.
 
     Raises:
         InvalidArgumentError: a reference filter is malformed.
     """
-    records = tuple(access.read(partial(_choose, options=options)))
-    collector = Collector(access)
-    already = collector.plan(GcOptions()).freed
-    after = collector.plan(GcOptions(), gone=[record.name for record in records]).freed
-    return PrunePlan(records, {digest: size for digest, size in after.items() if digest not in already})
+    records, deleted = access.read(partial(_plan, options=options))
+    freed = Collector(access).plan(GcOptions(), gone=[record.name for record in records]).freed
+    return PrunePlan(records, deleted, freed)
 
 
-def execute(access: Access, chosen: PrunePlan) -> list[ImageRecord]:
+def _plan(
+    connection: Connection, options: PruneOptions
+) -> tuple[tuple[ImageRecord, ...], tuple[Digest, ...]]:
+    records = tuple(_choose(connection, options))
+    going = {record.name for record in records}
+    targets = {record.target.digest for record in records}
+    left = {r.target.digest for r in images.by_targets(connection, targets) if r.name not in going}
+    return records, tuple(sorted(targets - left))
+
+
+def execute(access: Access, chosen: PrunePlan) -> Pruned:
     """Remove exactly the planned names that still point where they did, and are still unused."""
 
-    def work(connection: Connection) -> list[ImageRecord]:
+    def work(connection: Connection) -> Pruned:
         used = usage.used_names(connection)
         now = images.by_names(connection, [record.name for record in chosen.records])
-        gone = [
+        gone = tuple(
             record
             for record in chosen.records
             if record.name not in used
             and record.name in now
             and now[record.name].target.digest == record.target.digest
-        ]
+        )
         for record in gone:
             images.remove(connection, record.name)
-        untagged = [
-            events.NewEvent("untag", str(record.target.digest), record.name)
-            for record in gone
-            if not record.is_dangling
-        ]
-        left = {r.target.digest for r in images.by_targets(connection, {r.target.digest for r in gone})}
-        deleted = {record.target.digest for record in gone} - left
-        events.record(
-            connection,
-            [*untagged, *(events.NewEvent("delete", str(digest)) for digest in sorted(deleted))],
-            now_us(),
-        )
-        return gone
+        targets = {record.target.digest for record in gone}
+        left = {record.target.digest for record in images.by_targets(connection, targets)}
+        pruned = Pruned(gone, tuple(sorted(targets - left)))
+        events.record(connection, _events(pruned), now_us())
+        return pruned
 
-    result: list[ImageRecord] = access.write(work, changes=lambda gone: {record.name for record in gone})
+    result: Pruned = access.write(work, changes=lambda pruned: {record.name for record in pruned.records})
     return result
+
+
+def _events(pruned: Pruned) -> list[events.NewEvent]:
+    untagged = [
+        events.NewEvent("untag", str(record.target.digest), record.name)
+        for record in pruned.records
+        if not record.is_dangling
+    ]
+    return [*untagged, *(events.NewEvent("delete", str(digest)) for digest in pruned.deleted)]
 
 
 def _choose(connection: Connection, options: PruneOptions) -> list[ImageRecord]:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from imgdb.oci.digest import Digest
     from imgdb.progress import Reporter
 
-_NAMES_PER_TRANSACTION = 500
+_NAMES_PER_TRANSACTION = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,8 @@ class _Rebuild:
             return []
         gone = sorted(there - entries.keys()) if self._seen.has_index else []
         _put_names(access, entries)
-        access.write(partial(_drop_names, names=gone))
+        for batch in chunks(gone, _NAMES_PER_TRANSACTION):
+            access.write(partial(_drop_names, names=batch))
         access.write(partial(_set_pins, entries=entries, complete=self._seen.has_index))
         return gone
 

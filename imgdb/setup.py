@@ -37,20 +37,26 @@ def create(root: str, db: str | None, *, durable: bool) -> None:
 
     Raises:
         RefusedError: the directory holds blobs, but no database that knows them.
+        DataLossError: index.json is damaged.
     """
     DiskBlobStore.create(root, durable=durable)
     with pair.index_lock(root):
         if pair.exists(root):
             return
+        seen = _mirror_of(root)
         half = pair.new_store(db)
         database = connect(root, db, create=True)
         try:
-            store_id = engine.run_write(database, lambda connection: _set_up(connection, root, half.store_id))
+            meta = engine.run_write(database, lambda connection: _set_up(connection, root, half.store_id))
         finally:
             database.dispose()
         mirror.write_layout(root, durable=durable)
-        mirror.write_index(root, [], store_id=store_id, generation=0, durable=durable)
-        pair.write(root, replace(half, store_id=store_id), durable=durable)
+        if not seen.has_index:
+            mirror.write_index(root, [], store_id=meta.store_id, generation=0, durable=durable)
+        # Where only store.json was lost the mirror knows how far the database must have come.
+        store_id = seen.store_id or meta.store_id
+        generation = max(meta.generation, seen.generation or 0)
+        pair.write(root, replace(half, store_id=store_id, generation=generation), durable=durable)
 
 
 def connect(root: str, db: str | None, *, create: bool = False) -> Engine:
@@ -95,10 +101,17 @@ def _check_database(root: str, database: Engine) -> None:
         raise SchemaError(f"{name}, the database of {root}, is not there; {pair.WAY_OUT}") from None
 
 
-def _set_up(connection: Connection, root: str, store_id: str) -> str:
+def _mirror_of(root: str) -> mirror.Mirror:
+    try:
+        return mirror.read(root)
+    except DataLossError as error:
+        raise DataLossError(f"{error}; {pair.WAY_OUT}") from None
+
+
+def _set_up(connection: Connection, root: str, store_id: str) -> schema.Meta:
     """Tables and meta row; a database that was made before a crash keeps its id."""
     if schema.current(connection) is None:
         pair.check_new(root)
         schema.upgrade(connection)
         schema.create_meta(connection, store_id)
-    return schema.read_meta(connection).store_id
+    return schema.read_meta(connection)

@@ -113,7 +113,7 @@ class ImageStore(Looking, Keeping, Leasing):
 
     def load(
         self,
-        source: str | BinaryIO,
+        source: str | os.PathLike[str] | BinaryIO,
         options: ImportOptions | None = None,
         *,
         dry_run: bool = False,
@@ -142,8 +142,8 @@ class ImageStore(Looking, Keeping, Leasing):
             self._read(partial(leases.changeable, lease_id=options.lease))
         staged = walk.stage(
             self._blobs,
-            walk.Rows(self._ask(blobs.find), self._ask(blobs.known), self._damaged),
-            source,
+            walk.Rows(self._ask(blobs.find), self._ask(blobs.known)),
+            _plain(source),
             options,
             now=now_us(),
             dry_run=dry_run,
@@ -154,7 +154,7 @@ class ImageStore(Looking, Keeping, Leasing):
                 reporter.warn(warning)
             if dry_run:
                 with engine.read(self._engine) as connection:
-                    loaded = rows.compare(connection, staged.plan.images)
+                    loaded = rows.compare(connection, staged.plan.images, replace=options.replace)
             else:
                 loaded = commit(self._write, staged, replace=options.replace, into=options.lease)
         except (RefusedError, BusyError, NotFoundError):
@@ -174,7 +174,7 @@ class ImageStore(Looking, Keeping, Leasing):
     def export(
         self,
         names: Sequence[str],
-        out: str | BinaryIO,
+        out: str | os.PathLike[str] | BinaryIO,
         options: ExportOptions | None = None,
         *,
         every: bool = False,
@@ -195,17 +195,18 @@ class ImageStore(Looking, Keeping, Leasing):
             RefusedError: the target may not be written.
         """
         options = options or ExportOptions()
+        target = _plain(out)
         with ExitStack() as stack:
-            requested = self._lease_targets(names, stack, every=every, target=out)
+            requested = self._lease_targets(names, stack, every=every, target=target)
             plan, verifier = self._plan_export(requested, options)
             for image in plan.images:
                 if image.missing:
                     reporter.warn(f"{image.display_name}: not here, so left out: {', '.join(image.missing)}")
             try:
                 if options.format == "oci-dir":
-                    write_directory(plan, _as_path(out), verifier, reporter)
+                    write_directory(plan, _as_path(target), verifier, reporter)
                 else:
-                    with open_sink(out, options.compress) as sink:
+                    with open_sink(target, options.compress) as sink:
                         write_archive(plan, sink, verifier, reporter)
             except BlobDamageError as error:
                 self._mark_damaged(error.digest)
@@ -249,8 +250,6 @@ class ImageStore(Looking, Keeping, Leasing):
     def _mark_damaged(self, digest: Digest) -> None:
         with suppress(ImgdbError):
             self._write(lambda c: blobs.mark_damaged(c, digest, now_us()), raises_generation=False)
-
-    # -- look --------------------------------------------------------------------------------
 
     # -- change ------------------------------------------------------------------------------
 
@@ -303,8 +302,6 @@ class ImageStore(Looking, Keeping, Leasing):
         )
         return restored.target
 
-    # -- keep --------------------------------------------------------------------------------
-
     # -- transactions ------------------------------------------------------------------------
 
     def _access(self) -> Access:
@@ -318,10 +315,6 @@ class ImageStore(Looking, Keeping, Leasing):
         self, question: Callable[[Connection, Collection[Digest]], _T]
     ) -> Callable[[Collection[Digest]], _T]:
         return lambda digests: self._read(lambda connection: question(connection, digests))
-
-    def _damaged(self) -> set[Digest]:
-        with engine.read(self._engine) as connection:
-            return blobs.damaged(connection)
 
     def _can_write(self) -> bool:
         return os.access(self.root, os.W_OK) and os.stat(self.root).st_uid == os.geteuid()
@@ -368,23 +361,41 @@ class ImageStore(Looking, Keeping, Leasing):
         """The commit stands whatever happens here; what is missed is written with the next change."""
         try:
             with pair.index_lock(self.root):
-                if changed:
-                    self._mirror(changed)
+                mirrored = pair.read(self.root).generation
+                if mirrored >= generation:
+                    # Whoever came after this commit, and before it here, found it missing and wrote it.
+                    return
+                missed = mirrored < generation - 1
+                if changed or missed:
+                    self._mirror(changed, whole=missed)
                 pair.advance(self.root, generation, durable=self._durable)
         except (OSError, ImgdbError) as error:
             _log.warning("the mirror of names in %s was not written: %s", self.root, error)
 
-    def _mirror(self, changed: Collection[str]) -> None:
+    def _renew_mirror(self, *, full: bool) -> None:
+        """Write the mirror from the rows, since plain SQL passes it by, and empty its log.
+
+        With many names only where that was asked for, or where the log has grown long.
+        """
+        try:
+            with pair.index_lock(self.root):
+                few = self._read(images.count) <= mirror.LIMIT
+                if few or full or mirror.is_log_long(self.root):
+                    self._mirror((), whole=True)
+        except (OSError, ImgdbError) as error:
+            _log.warning("the mirror of names in %s was not written: %s", self.root, error)
+
+    def _mirror(self, changed: Collection[str], *, whole: bool = False) -> None:
         with engine.read(self._engine) as connection:
-            few = images.count(connection) <= mirror.LIMIT
-            if few:
+            whole = whole or images.count(connection) <= mirror.LIMIT
+            if whole:
                 records = images.listing(connection)
             else:
                 found = images.by_names(connection, changed)
             pinned = pins.pinned(connection)
             # As it is now: somebody else's commit may be among what was read.
             meta = schema.read_meta(connection)
-        if few:
+        if whole:
             mirror.write_index(
                 self.root,
                 records,
@@ -396,6 +407,10 @@ class ImageStore(Looking, Keeping, Leasing):
         else:
             lines = {name: found.get(name) for name in changed}
             mirror.append(self.root, lines, meta.generation, pinned=pinned, durable=self._durable)
+
+
+def _plain(argument: str | os.PathLike[str] | BinaryIO) -> str | BinaryIO:
+    return os.fspath(argument) if isinstance(argument, os.PathLike) else argument
 
 
 def _as_path(out: str | BinaryIO) -> str:

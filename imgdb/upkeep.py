@@ -54,7 +54,7 @@ def upgrade_database(path: str | None = None, db: str | None = None) -> Migratio
         RefusedError: it is another user's.
         SchemaError: the database is newer than this imgdb.
     """
-    return _migrate(path, db, schema.HEAD, schema.upgrade)
+    return _migrate(path, db, None, schema.upgrade)
 
 
 def downgrade_database(revision: str, path: str | None = None, db: str | None = None) -> Migration:
@@ -77,7 +77,10 @@ def downgrade_database(revision: str, path: str | None = None, db: str | None = 
     return _migrate(path, db, revision, lambda connection: schema.downgrade(connection, revision))
 
 
-def _migrate(path: str | None, db: str | None, to: str, work: Callable[[Connection], None]) -> Migration:
+def _migrate(
+    path: str | None, db: str | None, down_to: str | None, work: Callable[[Connection], None]
+) -> Migration:
+    """Run a migration; `down_to` is the revision that a downgrade ends at."""
     root = os.path.abspath(path or setup.default_root())
     half = pair.read(root)
     pair.check_owner(root)
@@ -85,9 +88,9 @@ def _migrate(path: str | None, db: str | None, to: str, work: Callable[[Connecti
     try:
         with engine.read(database) as connection:
             before = schema.current(connection)
-        _check_direction(before, to, upwards=to == schema.HEAD)
+        _check_direction(before, down_to)
         saved = None
-        if before not in {None, to} and (db or half.database) is None:
+        if before not in {None, down_to or schema.HEAD} and (db or half.database) is None:
             saved = f"{root}/imgdb.db.bak-{before}"
             copy(database, saved)
         engine.run_write(database, work)
@@ -98,10 +101,10 @@ def _migrate(path: str | None, db: str | None, to: str, work: Callable[[Connecti
     return Migration(before, after, saved)
 
 
-def _check_direction(before: str | None, to: str, *, upwards: bool) -> None:
-    known = before in schema.REVISIONS
-    if not upwards and known and schema.REVISIONS.index(to) > schema.REVISIONS.index(str(before)):
-        raise RefusedError(f"the database is at revision {before}, which is older than {to}")
+def _check_direction(before: str | None, down_to: str | None) -> None:
+    order = schema.REVISIONS
+    if down_to is not None and before in order and order.index(down_to) > order.index(before):
+        raise RefusedError(f"the database is at revision {before}, which is older than {down_to}")
 
 
 def backup_database(target: str, path: str | None = None, db: str | None = None) -> int:
@@ -171,17 +174,16 @@ def check_database(path: str | None = None, db: str | None = None) -> tuple[Find
     half = pair.read(root)
     database = setup.connect(root, db or half.database)
     try:
-        return tuple(_findings(database, root, half, whole=(db or half.database) is None))
+        return tuple(_findings(database, root, half))
     finally:
         database.dispose()
 
 
-def _findings(database: Engine, root: str, half: pair.StoreFile, *, whole: bool) -> Iterator[Finding]:
+def _findings(database: Engine, root: str, half: pair.StoreFile) -> Iterator[Finding]:
     name = engine.describe(database)
     try:
         with engine.read(database) as connection:
-            damage = audit.whole_integrity(connection) if whole else audit.integrity(connection)
-            yield from (Finding("database-damaged", name, line) for line in damage)
+            yield from (Finding("database-damaged", name, line) for line in audit.integrity(connection))
             broken = audit.broken_references(connection)
             for table, rows in broken.items():
                 yield Finding("reference-broken", table, f"{len(rows)} rows refer to nothing")
@@ -199,6 +201,10 @@ def _schema(connection: Connection, name: str) -> Iterator[Finding]:
     except SchemaError as error:
         yield Finding("schema-wrong", name, str(error))
         return
-    if schema.current(connection) == schema.HEAD:
-        for other in [*audit.altered(connection), *audit.altered_tables(connection)]:
-            yield Finding("schema-wrong", other, "missing, foreign, or not as this imgdb makes it")
+    revision = schema.current(connection)
+    if revision != schema.HEAD:
+        detail = f"revision {revision}, which a newer imgdb made: it can be read, and not be written"
+        yield Finding("schema-wrong", name, detail)
+        return
+    for other in [*audit.altered(connection), *audit.altered_tables(connection)]:
+        yield Finding("schema-wrong", other, "missing, foreign, or not as this imgdb makes it")

@@ -7,9 +7,29 @@ import sqlite3
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from imgdb.check.report import CheckOptions, Level
 from tests.builder import Archive, Artifact, Attestation, Image, Index, noise
 
 LAYER = {"usr/bin/tool": noise(3000)}
+
+REPAIR = CheckOptions(repair=True)
+QUICK = CheckOptions(Level.QUICK)
+FULL = CheckOptions(Level.FULL)
+
+
+def finds(*kinds):
+    """The ids; `test_every_kind_is_provoked` looks for calls of this."""
+    return set(kinds)
+
+
+def found(report, *, notes=False):
+    """Ids of the findings, or of the notes."""
+    return {finding.id for finding in report.findings if finding.is_note == notes}
+
+
+def states(report):
+    """States of the findings."""
+    return {finding.state for finding in report.findings if not finding.is_note}
 
 
 class Sample:
@@ -92,6 +112,10 @@ def to_fifo(path):
     os.mkfifo(path)
 
 
+WRONG = (flip, truncate, empty, grow)
+GONE = (delete, to_directory, to_symlink, to_fifo)
+
+
 @contextmanager
 def shell(store, *, safe=True):
     """A SQL shell on a store's database; `safe` is how careful a host's connection is."""
@@ -117,6 +141,21 @@ def without_triggers(store, *statements, **parameters):
             connection.execute(statement, parameters)
         for _, statement in triggers:
             connection.execute(statement)
+
+
+def spoil_index(root):
+    """Some bytes of an index of a closed store's database are others; returns the file as it was."""
+    path = Path(root, "imgdb.db")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        (page,) = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'imgdb_descriptors_ix_child_id_role'"
+        ).fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    right = path.read_bytes()
+    end = page * size
+    path.write_bytes(right[: end - 40] + bytes(32) + right[end - 8 :])
+    return right
 
 
 TABLES = {

@@ -111,6 +111,10 @@ class World:
         labels = self.sql("SELECT labels FROM imgdb_leases")
         return {name for text in labels if (name := json.loads(text).get("io.imgdb.pinned"))}
 
+    def leases(self):
+        """Ids of all leases, pins among them."""
+        return self.sql("SELECT id FROM imgdb_leases ORDER BY id")
+
     def leased(self, *, flat):
         """Digests on leases that have not expired."""
         return self.sql(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import sqlite3
+import subprocess
 import threading
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from imgdb import ImportOptions
+from imgdb import ExportOptions, ImportOptions
 from imgdb.errors import BadArchiveError
 from imgdb.oci.digest import Digest
-from tests.builder import Archive, Artifact, Attestation, Image, Index, Layer, Signature, write_tar
+from imgdb.progress import Reporter
+from tests.builder import Archive, Artifact, Attestation, Image, Index, Layer, Signature, noise, write_tar
 from tests.looking import digests, names, present
 
 AMD64, ARM64 = Image(), Image(platform="linux/arm64")
@@ -82,6 +88,25 @@ def test_a_config_that_comes_later(store, tmp_path):
     path = AMD64.oci_tar(tmp_path / "a.tar", "a:1", without={AMD64.config.digest})
     assert store.load(path, INCOMPLETE).images[0].platforms == ()
     assert store.load(AMD64.oci_tar(tmp_path / "b.tar", "a:1")).images[0].platforms == ("linux/amd64",)
+
+
+def test_a_config_that_comes_with_another_image(store, tmp_path):
+    """The image that waits for it is not in the second archive at all."""
+    layer = AMD64.below[1]
+    other = Image(AMD64.layers, annotations={"other": "1"})
+    assert other.config.digest == AMD64.config.digest
+    assert other.digest != AMD64.digest
+    path = AMD64.oci_tar(tmp_path / "a.tar", "a:1", without={AMD64.config.digest})
+    store.load(path, INCOMPLETE)
+    store.load(other.oci_tar(tmp_path / "b.tar", "b:1"))
+    with closing(sqlite3.connect(f"{store.root}/imgdb.db")) as db:
+        found = db.execute(
+            "SELECT m.digest, l.diff_id FROM imgdb_layers l JOIN imgdb_blobs m ON m.id = l.manifest_id "
+            "WHERE l.position = 0"
+        ).fetchall()
+    diff_id = json.loads(AMD64.config.data)["rootfs"]["diff_ids"][0]
+    assert sorted(found) == sorted([(str(AMD64.digest), diff_id), (str(other.digest), diff_id)])
+    assert layer.digest in present(store)
 
 
 def test_delta(store, tmp_path):
@@ -207,3 +232,45 @@ def test_max_size(store, tmp_path):
         store.load(path, ImportOptions(max_size=size - 1))
     store.load(path, ImportOptions(max_size=size))
     assert present(store) == digests(AMD64)
+
+
+class Counted(Reporter):
+    """Adds up what the phases report."""
+
+    def __init__(self):
+        self.totals, self.done, self.now = {}, {}, ""
+
+    def start(self, phase, total=None):
+        """The next phase."""
+        self.now = phase
+        self.totals[phase], self.done[phase] = total, 0
+
+    def advance(self, count):
+        """More bytes."""
+        assert self.now == "read"
+        self.done["read"] += count
+
+    def finish(self):
+        """Nothing counts between phases."""
+        self.now = ""
+
+
+@pytest.mark.parametrize("layers", [0, 1, 40])
+def test_progress_is_exact(store, tmp_path, layers):
+    """To the last byte, what is read ahead while the archive is recognised included; see docs/formats.md."""
+    image = Image([{f"{n}": noise(9000, n)} for n in range(layers)])
+    path = Path(image.oci_tar(tmp_path / "a.tar", "a:1"))
+    counted = Counted()
+    store.load(path, reporter=counted)
+    assert counted.done["read"] == counted.totals["read"] == path.stat().st_size
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE, bufsize=0) as cat:
+        store.load(cat.stdout, reporter=counted)
+    assert (counted.done["read"], counted.totals["read"]) == (path.stat().st_size, None)
+
+
+def test_paths_are_objects_too(store, tmp_path):
+    """What `pathlib` makes is as good as a string."""
+    store.load(Path(AMD64.oci_dir(tmp_path / "a", "a:1")))
+    store.export(["a:1"], tmp_path / "out.tar")
+    store.export(["a:1"], tmp_path / "out", ExportOptions(format="oci-dir"))
+    assert store.load(tmp_path / "out").new_blobs == store.load(tmp_path / "out.tar").new_blobs == 0

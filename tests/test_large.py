@@ -105,9 +105,8 @@ NO_IMAGES = [
     "oras-registry-storage-tree.tar",
 ]
 
-TWICE = (
-    "duplicates of file paths not supported"  # one layer has a path twice, which docker's graph store refuses
-)
+# One layer has a path twice, which docker's graph store refuses.
+TWICE = "duplicates of file paths not supported"
 ABSENT = "not found"  # asked for all platforms, containerd wants those that are absent
 TRAP = "hard-out"  # a hard link out of the layer, put there to be refused
 EXOTIC = ("exotic-umoci.oci", "exotic-umoci.oci.tar", "oras-image-with-referrers.oci")

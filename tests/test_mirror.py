@@ -6,6 +6,7 @@ import json
 import os
 import random
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -200,17 +201,39 @@ def test_a_failing_mirror_is_no_failing_commit(change, store, archive, tmp_path,
     assert mirrored(store) == rows(store)
 
 
-@pytest.mark.xfail(strict=True, reason="above the limit only the names of this change are appended")
-def test_a_failing_log_is_repaired(store, archive, monkeypatch):
-    """The same above the limit: the next change brings what was missed."""
+@pytest.mark.parametrize("after", ["name", "pin", "nothing new"])
+def test_a_failing_log_is_repaired(store, archive, monkeypatch, after):
+    """The same above the limit: the next change brings what was missed, whatever it is."""
     store.load(archive)
     monkeypatch.setattr(mirror, "LIMIT", 1)
     with monkeypatch.context() as patch:
         patch.setattr(mirror, "append", no_disk)
         store.tag(NAME, "one:2")
     assert mirrored(store) != rows(store)
-    store.tag(NAME, "last:1")
+    if after == "name":
+        store.tag(NAME, "last:1")
+    elif after == "pin":
+        store.pin("one:1")
+    else:
+        store.load(archive)
     assert mirrored(store) == rows(store)
+
+
+def test_a_commit_that_another_process_mirrored(store, archive, monkeypatch):
+    """It came to the lock first and wrote everything; the log must not be older than index.json."""
+    store.load(archive)
+    monkeypatch.setattr(mirror, "LIMIT", 1)
+    with monkeypatch.context() as patch, ImageStore.open(store.root, durable=False) as other:
+        ours = store._after_commit
+
+        def late(generation, changed):
+            other.tag(NAME, "theirs:1")
+            ours(generation, changed)
+
+        patch.setattr(store, "_after_commit", late)
+        store.tag(NAME, "mine:1")
+    assert mirrored(store) == rows(store)
+    assert not Path(store.root, "names.log").exists()
 
 
 def test_two_writers(store, archive):

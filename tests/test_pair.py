@@ -248,7 +248,6 @@ def test_a_lost_store_file(root, archives):
     assert half(root)["generation"] == generation(root) == before["generation"] + 1
 
 
-@pytest.mark.xfail(strict=True, reason="store.json is made anew with an empty mirror and generation 0")
 def test_a_lost_store_file_costs_no_names(root):
     """Making store.json anew takes nothing from the mirror, and the database's generation."""
     mirror = (root / "index.json").read_bytes()

@@ -14,9 +14,8 @@ from imgdb.errors import BadArchiveError, NotFoundError
 from imgdb.oci.digest import Digest
 from tests import damage
 from tests.builder import Archive, Artifact, Image, Layer, write_tar
-from tests.damage import Sample, path_of, sql
+from tests.damage import FULL, GONE, QUICK, REPAIR, WRONG, Sample, found, path_of, sql, states
 from tests.looking import names
-from tests.test_check import FULL, GONE, QUICK, REPAIR, WRONG, found, states
 
 
 @pytest.fixture

@@ -119,8 +119,8 @@ class Adopter:
             ]
             if not ready:
                 break
-            for digest in sorted(ready):
-                self._take_document(*waiting.pop(digest))
+            for batch in chunks(sorted(ready), _BATCH):
+                self._take_documents([waiting.pop(digest) for digest in batch])
         self.needed()
 
     def unnamed(self) -> int:
@@ -151,18 +151,21 @@ class Adopter:
                 media_type = document.media_type or _MEDIA_TYPE[document.kind]
                 yield replace(row, kind=document.kind.value, media_type=media_type), document
 
-    def _take_document(self, row: BlobRow, document: Document) -> None:
+    def _take_documents(self, batch: list[tuple[BlobRow, Document]]) -> None:
         with self._files.hold() as hold:
-            hold.add([row.digest])
-            verdict = examine(self._files, row, self._meter, full=True, patient=True)
-            if verdict.status is None or not verdict.is_sound:
-                return
-            fresh = found_row(row, verdict.status, verdict.blake3)
-            config = self._mender.config_of(document)
+            hold.add(row.digest for row, _ in batch)
+            right: dict[Digest, BlobRow] = {}
+            for row, _ in batch:
+                verdict = examine(self._files, row, self._meter, full=True, patient=True)
+                if verdict.status is not None and verdict.is_sound:
+                    right[row.digest] = found_row(row, verdict.status, verdict.blake3)
+            items = [
+                self._mender.expansion(row.digest, document) for row, document in batch if row.digest in right
+            ]
 
             def work(connection: Connection) -> None:
-                blobs.put_present(connection, [fresh])
-                mend.rewrite(connection, row.digest, document, config, at=now_us(), always=True)
+                blobs.put_present(connection, list(right.values()))
+                mend.rewrite_all(connection, items, at=now_us(), always=True)
 
             self._access.write(work)
 

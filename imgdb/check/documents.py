@@ -91,7 +91,7 @@ def meaning(raw: bytes | None, row: BlobRow, references: Sequence[Reference]) ->
             return None
         fitting = [m for role, m in references if role == Role.MANIFEST and spec.kind_of(m) is document.kind]
         return document.kind.value, (fitting or [document.media_type])[0]
-    if not references:
+    if not references or (raw is not None and row.kind in DOCUMENT_KINDS and parse(raw, row) is not None):
         return row.kind, row.media_type
     role, media_type = references[0]
     return _KINDS_OF_ROLE.get(role, Kind.BLOB).value, media_type

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import time
 from functools import partial
 from operator import methodcaller
@@ -18,8 +17,6 @@ from imgdb.check.case import Case, blob_case
 from imgdb.check.content import examine
 from imgdb.check.report import Finding
 from imgdb.db import audit, blobs, garbage
-from imgdb.errors import InvalidArgumentError
-from imgdb.oci.digest import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
     from imgdb.check.content import Meter
     from imgdb.content.store import BlobStat
     from imgdb.db.blobs import BlobRow
+    from imgdb.oci.digest import Digest
 
 # Nobody stages, sweeps or removes for longer, between what it does to files and to rows.
 _SECOND_LOOK_S = 0.5
@@ -86,16 +84,7 @@ def _still_there(access: Access, unknown: set[Digest], listing: dict[Digest, Blo
 def foreign(access: Access) -> Iterator[Case]:
     """Names below ``blobs/`` that are no blobs."""
     for path in access.files.foreign():
-        if not _is_blob(path):
-            yield Case(Finding("foreign-file", path, "in the folder of blobs"))
-
-
-def _is_blob(path: str) -> bool:
-    """A blob that arrived while the folder was listed."""
-    with contextlib.suppress(InvalidArgumentError, FileNotFoundError):
-        Digest.parse(f"{os.path.basename(os.path.dirname(path))}:{os.path.basename(path)}")
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    return not os.path.lexists(path)
+        yield Case(Finding("foreign-file", path, "in the folder of blobs"))
 
 
 def quarantined(access: Access) -> Iterator[Case]:

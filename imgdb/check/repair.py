@@ -17,12 +17,13 @@ from imgdb.check.content import Judgement, read_verified
 from imgdb.check.report import State
 from imgdb.db import audit, blobs, events, images, mend, pins, schema
 from imgdb.db.audit import DOCUMENT_KINDS
+from imgdb.db.graph import Expansion
 from imgdb.db.sql import chunks, now_us
 from imgdb.oci import spec
 from imgdb.oci.spec import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -132,13 +133,11 @@ class Mender:
         row = self._find(digest)
         if row is None or not row.present:
             return None
-        small = row.size <= spec.MANIFEST_LIMIT
-        raw = read_verified(self._files, row) if small else None
-        document = None if raw is None else documents.parse(raw, row)
+        document = self._parse(row)
         if document is None:
             return None
-        config = self.config_of(document)
-        self._change(lambda c: mend.rewrite(c, digest, document, config, at=now_us()))
+        item = self.expansion(digest, document)
+        self._change(lambda c: mend.rewrite_all(c, [item], at=now_us()))
         return document
 
     def expand(self, row: BlobRow) -> State:
@@ -152,14 +151,19 @@ class Mender:
             return self.row(row, difference.values)
         return State.FOUND
 
-    def config_of(self, document: Document) -> ImageConfig | None:
-        """The parsed config of an image's manifest, when it is here and right."""
-        if document.config is None or document.config.media_type not in spec.CONFIG_TYPES:
-            return None
-        row = self._find(document.config.digest)
-        if row is None or not row.present or row.damaged_at is not None or row.size > spec.CONFIG_LIMIT:
-            return None
-        return documents.parse_config(read_verified(self._files, row))
+    def configs_of(self, found: Iterable[Document]) -> dict[Digest, ImageConfig]:
+        """The parsed configs of image manifests, those that are here and right, by their digests."""
+        told = [document.config for document in found if document.config is not None]
+        wanted = {config.digest for config in told if config.media_type in spec.CONFIG_TYPES}
+        rows: dict[Digest, BlobRow] = self._access.read(lambda c: blobs.find(c, wanted))
+        usable = [row for row in rows.values() if row.present and row.damaged_at is None]
+        raw = {row.digest: read_verified(self._files, row) for row in usable if row.size <= spec.CONFIG_LIMIT}
+        parsed = {digest: documents.parse_config(body) for digest, body in raw.items()}
+        return {digest: config for digest, config in parsed.items() if config is not None}
+
+    def expansion(self, digest: Digest, document: Document) -> Expansion:
+        """A document with its config."""
+        return _with_config(digest, document, self.configs_of([document]))
 
     def arrive(self, arrivals: Collection[BlobRow]) -> set[Digest]:
         """Say that blobs are here, whose files are durable and held; documents get their edges.
@@ -173,10 +177,22 @@ class Mender:
         taken: set[Digest] = set()
         for batch in chunks(arrivals, _BATCH):
             taken |= self._arrive(batch)
-        parents = self._access.read(lambda c: mend.parents_by_config(c, taken))
-        for parent in parents:
-            self.document(parent.digest)
+        for digests in chunks(sorted(taken), _BATCH):
+            self._tell_parents(digests)
         return taken
+
+    def _tell_parents(self, digests: Collection[Digest]) -> None:
+        """Where these are configs, the layers of their manifests learn their diff IDs."""
+        parents: list[BlobRow] = self._access.read(lambda c: mend.parents_by_config(c, digests))
+        found = {row.digest: document for row in parents if (document := self._parse(row)) is not None}
+        if found:
+            configs = self.configs_of(found.values())
+            items = [_with_config(digest, document, configs) for digest, document in found.items()]
+            self._change(lambda c: mend.learn(c, items))
+
+    def _parse(self, row: BlobRow) -> Document | None:
+        raw = read_verified(self._files, row) if row.size <= spec.MANIFEST_LIMIT else None
+        return None if raw is None else documents.parse(raw, row)
 
     def _arrive(self, batch: list[BlobRow]) -> set[Digest]:
         known: dict[Digest, BlobRow] = self._access.read(
@@ -184,40 +200,32 @@ class Mender:
         )
         refs = self._access.read(lambda c: audit.references(c, [row.id for row in known.values()]))
         rows: list[BlobRow] = []
-        bodies: dict[Digest, tuple[Document | None, bytes]] = {}
-        for row in batch:
-            references = refs.get(known[row.digest].id, []) if row.digest in known else []
-            raw = self._body(row, references)
-            meant = documents.meaning(raw, row, references)
-            if meant is None or row.digest not in known:
+        found: dict[Digest, Document] = {}
+        texts: dict[Digest, bytes] = {}
+        for row in (row for row in batch if row.digest in known):
+            before = known[row.digest]
+            references = refs.get(before.id, [])
+            raw = self._body(row, before, references)
+            meant = documents.meaning(raw, before, references)
+            if meant is None or (raw is None and before.kind in DOCUMENT_KINDS):
                 continue
-            kind, media_type = meant if references else (known[row.digest].kind, known[row.digest].media_type)
+            kind, media_type = meant
             rows.append(replace(row, kind=kind, media_type=media_type))
-            if raw is not None:
-                document = documents.parse(raw, row) if kind in DOCUMENT_KINDS else None
-                bodies[row.digest] = document, raw
-        configs = {digest: self.config_of(document) for digest, (document, _) in bodies.items() if document}
-
-        def work(connection: Connection) -> set[Digest]:
-            taken = mend.arrive(connection, rows)
-            ids = blobs.ids(connection, taken & bodies.keys())
-            for digest, rowid in sorted(ids.items()):
-                document, raw = bodies[digest]
-                if document is None:
-                    mend.put_text(connection, rowid, raw)
-                else:
-                    mend.rewrite(connection, digest, document, configs[digest], at=now_us())
-            return taken
-
-        result: set[Digest] = self._access.write(work)
+            document = documents.parse(raw, row) if raw is not None and kind in DOCUMENT_KINDS else None
+            if document is not None:
+                found[row.digest] = document
+            elif raw is not None and documents.is_meant_as_config(references):
+                texts[row.digest] = raw
+        configs = self.configs_of(found.values())
+        items = [_with_config(digest, document, configs) for digest, document in found.items()]
+        result: set[Digest] = self._access.write(partial(_arrival, rows=rows, items=items, texts=texts))
         return result
 
-    def _body(self, row: BlobRow, references: Collection[audit.Reference]) -> bytes | None:
-        """The bytes of what is meant as a document or a config."""
-        listed = list(references)
-        if documents.is_meant_as_document(listed):
+    def _body(self, row: BlobRow, before: BlobRow, references: Sequence[audit.Reference]) -> bytes | None:
+        """The bytes of what is meant as a document or a config; of a referrer its row alone says so."""
+        if documents.is_meant_as_document(references) or before.kind in DOCUMENT_KINDS:
             return read_verified(self._files, row) if row.size <= spec.MANIFEST_LIMIT else None
-        if not documents.is_meant_as_config(listed) or row.size > spec.CONFIG_LIMIT:
+        if not documents.is_meant_as_config(references) or row.size > spec.CONFIG_LIMIT:
             return None
         raw = read_verified(self._files, row)
         return raw if documents.parse_config(raw) is not None else None
@@ -262,6 +270,24 @@ class Mender:
         row = self._find(digest)
         healed = row is None or (row.present and row.damaged_at is None)
         return State.REPAIRED if healed else State.FOUND
+
+
+def _with_config(digest: Digest, document: Document, configs: Mapping[Digest, ImageConfig]) -> Expansion:
+    config = configs.get(document.config.digest) if document.config is not None else None
+    return Expansion(digest, document, config)
+
+
+def _arrival(
+    connection: Connection,
+    rows: Collection[BlobRow],
+    items: Collection[Expansion],
+    texts: Mapping[Digest, bytes],
+) -> set[Digest]:
+    taken = mend.arrive(connection, rows)
+    for digest, rowid in blobs.ids(connection, taken & texts.keys()).items():
+        mend.put_text(connection, rowid, texts[digest])
+    mend.rewrite_all(connection, [item for item in items if item.digest in taken], at=now_us())
+    return taken
 
 
 def _names(connection: Connection) -> tuple[list[ImageRecord], dict[str, str], Meta]:

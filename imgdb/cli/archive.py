@@ -19,7 +19,7 @@ from imgdb.cli.output import say
 from imgdb.cli.params import OnePlatformType, PlatformType, SizeType, flatten
 from imgdb.cli.printable import json_text, printable
 from imgdb.cli.report import Sink
-from imgdb.cli.streams import STDOUT, WRITE_ERRORS, blame
+from imgdb.cli.streams import STDOUT, WRITE_ERRORS, blame, standard_input
 from imgdb.errors import InvalidArgumentError, NotFoundError, RefusedError
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ def _store_to_import(settings: Settings, *, dry_run: bool) -> Iterator[ImageStor
 def _load(
     store: ImageStore, source: str, chosen: ImportOptions, settings: Settings, *, dry_run: bool
 ) -> LoadResult:
-    stream = sys.stdin.buffer if source == "-" else source
+    stream = standard_input() if source == "-" else source
     with blame(_label(source)), blame(store.root, WRITE_ERRORS):
         return store.load(stream, chosen, dry_run=dry_run, reporter=settings.reporter())
 

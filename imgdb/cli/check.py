@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ from imgdb.cli.groups import Verb
 from imgdb.cli.output import say
 from imgdb.cli.params import SizeType
 from imgdb.cli.printable import json_text
+from imgdb.cli.streams import standard_input
 from imgdb.cli.times import parse_duration
 
 DAMAGE_EXIT = 3
@@ -66,7 +66,7 @@ def check(
     """
     from imgdb.check.report import CheckOptions, Level  # noqa: PLC0415 - not needed for help
 
-    sources = [sys.stdin.buffer if archive == "-" else archive for archive in archives]
+    sources = [standard_input() if archive == "-" else archive for archive in archives]
     chosen = CheckOptions(
         Level(level or "default"), options["time_limit"], options["rate"], options["repair"], sources
     )

@@ -6,7 +6,6 @@ Source: design §7.
 
 from __future__ import annotations
 
-import pkgutil
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
@@ -202,6 +201,8 @@ class LazyGroup(Group):
 
 def load(entry: Entry) -> click.Command:
     """Import the verb."""
+    import pkgutil  # noqa: PLC0415 - loads importlib.util, which the help of the program does without
+
     command: click.Command = pkgutil.resolve_name(f"imgdb.cli.{entry.where}")
     if isinstance(command, Told):
         command.spellings = entry.spellings

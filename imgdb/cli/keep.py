@@ -11,13 +11,13 @@ from imgdb.cli import reports
 from imgdb.cli.context import Settings, complete_images, format_option, note, pass_settings
 from imgdb.cli.groups import Verb
 from imgdb.cli.output import emit, say
-from imgdb.cli.printable import human_size, json_text, printable, rfc3339
+from imgdb.cli.printable import human_size, json_text, printable
 from imgdb.cli.report import Sink
 from imgdb.cli.times import parse_duration, parse_moment
 from imgdb.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from imgdb.prune import PruneOptions
+    from imgdb.prune import Pruned, PruneOptions, PrunePlan
 
 
 def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
@@ -96,7 +96,12 @@ def df(settings: Settings, /, verbose: bool, format_: str) -> None:
     if verbose:
         emit(reports.image_usage(usage), format=format_, columns=reports.IMAGE_USAGE)
         return
-    emit(reports.kind_usage(usage), format=format_, columns=reports.KIND_USAGE)
+    emit(
+        reports.kind_usage(usage),
+        format=format_,
+        columns=reports.KIND_USAGE,
+        template_fields=reports.KIND_FIELDS,
+    )
 
 
 @click.command(cls=Verb)
@@ -128,14 +133,14 @@ def prune(
     with settings.open() as store:
         plan = store.plan_prune(chosen)
         if dry_run or (not force and plan.records):
-            _show_prune(plan.records, plan.freed_bytes, as_json=options["as_json"], planned=True)
+            _show_prune(plan, as_json=options["as_json"], planned=True)
         if dry_run or not (force or not plan.records or _confirmed()):
             return
-        gone, freed = store.prune(plan, collect=not options["no_gc"])
+        pruned = store.prune(plan, collect=not options["no_gc"])
     if force:
-        _show_prune(gone, freed, as_json=options["as_json"])
+        _show_prune(pruned, as_json=options["as_json"])
     else:
-        say(f"Total reclaimed space: {human_size(freed)}")
+        say(f"Total reclaimed space: {human_size(pruned.freed_bytes)}")
 
 
 def _prune_options(every: bool, filters: tuple[str, ...]) -> PruneOptions:
@@ -165,15 +170,14 @@ def _confirmed() -> bool:
     return click.confirm("Remove them?", err=True)
 
 
-def _show_prune(records: Any, freed: int, *, as_json: bool, planned: bool = False) -> None:
+def _show_prune(done: PrunePlan | Pruned, *, as_json: bool, planned: bool = False) -> None:
     if as_json:
-        listed = [
-            {"name": r.name, "digest": str(r.target.digest), "updated_at": rfc3339(r.updated_at)}
-            for r in records
-        ]
-        say(json_text({"images": listed, "freed_bytes": freed}))
+        say(json_text(reports.pruned(done)))
         return
-    for record in records:
-        word = "Deleted" if record.is_dangling else "Untagged"
-        say(f"{'Would be ' + word.lower() if planned else word}: {printable(record.display_name)}")
-    say(f"{'Would reclaim' if planned else 'Total reclaimed space'}: {human_size(freed)}")
+    untagged, deleted = ("Would be untagged", "Would be deleted") if planned else ("Untagged", "Deleted")
+    for record in done.records:
+        if not record.is_dangling:
+            say(f"{untagged}: {printable(record.display_name)}")
+    for digest in done.deleted:
+        say(f"{deleted}: {digest}")
+    say(f"{'Would reclaim' if planned else 'Total reclaimed space'}: {human_size(done.freed_bytes)}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from imgdb.df import Usage
     from imgdb.gc import GcPlan, GcResult
     from imgdb.oci.digest import Digest
+    from imgdb.prune import Pruned, PrunePlan
 
 
 def gc_plan(plan: GcPlan | None) -> dict[str, Any]:
@@ -68,9 +69,7 @@ def explain(plan: GcPlan | None, kept: Mapping[Digest, Root]) -> Iterator[str]:
     """A line for each blob: freed because, or kept because."""
     assert plan is not None  # noqa: S101 - explaining makes a plan
     for item in plan.garbage:
-        if item.flat:
-            yield f"kept {item.digest}: a flat lease lists it"
-        elif item.present:
+        if item.frees:
             yield f"freed {item.digest} ({human_size(item.size)}): no image, lease or document needs it"
     for digest, size in plan.waiting:
         yield f"freed {digest} ({human_size(size)}): left by an earlier collection or a dead import"
@@ -98,6 +97,19 @@ def write_textfile(path: str, report: Mapping[str, Any], store_bytes: int) -> No
 
     # Readable for all: node_exporter runs as somebody else.
     write_durably(os.path.abspath(path), "".join(lines).encode("ascii"), mode=0o644)
+
+
+def pruned(done: PrunePlan | Pruned) -> dict[str, Any]:
+    """Images that a prune removed or would remove, the IDs that no name has any more, and the bytes."""
+    listed = [
+        {"name": record.name, "digest": str(record.target.digest), "updated_at": rfc3339(record.updated_at)}
+        for record in done.records
+    ]
+    return {
+        "images": listed,
+        "deleted": [str(digest) for digest in done.deleted],
+        "freed_bytes": done.freed_bytes,
+    }
 
 
 def why_record(answer: Why) -> dict[str, Any]:
@@ -152,6 +164,13 @@ KIND_USAGE = [
     Column("SIZE", lambda line: human_size(line["size"])),
     Column("RECLAIMABLE", lambda line: human_size(line["reclaimable"])),
 ]
+
+KIND_FIELDS = {
+    "TotalCount": lambda line: line["total"],
+    "Size": lambda line: human_size(line["size"]),
+    "Reclaimable": lambda line: human_size(line["reclaimable"]),
+}
+"""What docker's templates know, sizes for people among it."""
 
 
 def image_usage(usage: Usage) -> list[dict[str, Any]]:

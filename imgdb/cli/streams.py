@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -33,6 +33,12 @@ def complete() -> None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as we do
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - likewise
+
+
+def standard_input() -> BinaryIO:
+    """Without a buffer: what has come through a pipe is read at once, not when the buffer is full."""
+    buffer = sys.stdin.buffer
+    return getattr(buffer, "raw", buffer)
 
 
 def drop_stdout() -> None:

@@ -64,8 +64,8 @@ class DiskBlobStore:
         make_private_directory(root, parents=True)
         for name in _DIRECTORIES:
             make_private_directory(os.path.join(root, name))
-        reserve.fill(root)
         if durable:
+            reserve.fill(root)
             sync_directory(root)
             # Its own name lies in its parent; one that we can't read we haven't written either.
             with contextlib.suppress(PermissionError):
@@ -252,12 +252,21 @@ class DiskBlobStore:
 
     def foreign(self) -> list[str]:
         """Names below ``blobs/`` that are no blobs; nobody touches them."""
-        blobs = os.path.join(self.root, "blobs")
-        known = {self.path(digest) for digest, _ in self.walk()}
         found = []
-        for directory, _, names in os.walk(blobs):
+        for directory, _, names in os.walk(os.path.join(self.root, "blobs")):
             found += [os.path.join(directory, name) for name in names]
-        return sorted(path for path in found if path not in known)
+        return sorted(filter(self._is_foreign, found))
+
+    def _is_foreign(self, path: str) -> bool:
+        """By its name and kind alone: blobs come and go while the folder is listed."""
+        try:
+            mode = os.lstat(path).st_mode
+            digest = Digest.parse(f"{os.path.basename(os.path.dirname(path))}:{os.path.basename(path)}")
+        except FileNotFoundError:
+            return False
+        except InvalidArgumentError:
+            return True
+        return path != self.path(digest) or not stat.S_ISREG(mode)
 
     def empty_trash(self) -> None:
         """Unlink what was swept, also by a collector that was killed; others may do the same."""

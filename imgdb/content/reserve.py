@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 
-SIZE = 2 << 20
+# SQLite writes 4 MiB to its log before it begins to use that space again.
+SIZE = 6 << 20
 _NAME = "reserve"
 
 

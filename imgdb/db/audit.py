@@ -280,12 +280,6 @@ def integrity(connection: Connection) -> list[str]:
     return found
 
 
-def whole_integrity(connection: Connection) -> list[str]:
-    """What SQLite finds damaged anywhere in the file."""
-    lines = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
-    return [line for line in lines if line != "ok"]
-
-
 def altered(connection: Connection) -> list[str]:
     """Names of triggers and views that are missing, too many, or not as this imgdb makes them."""
     wanted = triggers.CREATE_SQL | views.CREATE_SQL

@@ -86,12 +86,6 @@ def ids(connection: Connection, digests: Iterable[Digest]) -> dict[Digest, int]:
     return result
 
 
-def damaged(connection: Connection) -> set[Digest]:
-    """Digests whose bytes are known to be wrong."""
-    rows = connection.execute(select(_blobs.c.digest).where(_blobs.c.damaged_at.is_not(None)))
-    return {Digest.parse(digest) for (digest,) in rows}
-
-
 def known(connection: Connection, digests: Collection[Digest]) -> set[Digest]:
     """Those digests whose file a row needs."""
     needed: set[Digest] = set()

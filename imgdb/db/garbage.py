@@ -211,17 +211,21 @@ def unlink_unreachable(connection: Connection) -> int:
 
 def unexpanded(connection: Connection) -> Digest | None:
     """A document that something needs, is here, and whose edges are not recorded; gc must not run."""
-    found = connection.execute(
+    found = connection.execute(_unexpanded_statement()).scalar()
+    return None if found is None else Digest.parse(found)
+
+
+@cache
+def _unexpanded_statement() -> Select[Any]:
+    # By edges and not by the counter: one that is too high is put right by a full collection.
+    needed = or_(_refers(_edges.c.counted), _named(), _held_by(flat=False))
+    return (
         select(_blobs.c.digest)
         .where(
-            _blobs.c.present,
-            _blobs.c.expanded.is_(False),
-            _blobs.c.refcount > 0,
-            _blobs.c.kind.in_(["manifest", "index"]),
+            _blobs.c.kind.in_(["manifest", "index"]), _blobs.c.expanded.is_(False), _blobs.c.present, needed
         )
         .limit(1)
-    ).scalar()
-    return None if found is None else Digest.parse(found)
+    )
 
 
 def collect(connection: Connection, limit: int) -> list[Garbage]:

@@ -189,42 +189,67 @@ def rewrite(
         at: microseconds since the epoch, for new stubs.
         always: record the references even if nothing needs it yet: it may be a referrer.
     """
-    row = blobs.find(connection, [digest]).get(digest)
-    if row is None or not row.present:
+    rewrite_all(connection, [Expansion(digest, document, config)], at=at, always=always)
+
+
+def rewrite_all(
+    connection: Connection, items: Collection[Expansion], *, at: int, always: bool = False
+) -> None:
+    """`rewrite` for many documents, in a number of statements that does not grow with theirs."""
+    rows = blobs.find(connection, [item.digest for item in items])
+    here = [item for item in items if item.digest in rows and rows[item.digest].present]
+    if not here:
         return
-    put_text(connection, row.id, document.raw)
-    former, touched = _forget(connection, row.id)
-    if always or row.expanded or _is_needed(connection, row.id):
-        children = {edge.child.digest: edge for edge in document.edges}
-        blobs.put_stubs(connection, [_stub(edge, at) for edge in children.values()])
-        ids = blobs.ids(connection, {digest, *children})
-        graph.expand(connection, [Expansion(digest, document, config)], ids)
+    documents = [rows[item.digest].id for item in here]
+    for chunk in chunks(documents):
+        connection.execute(delete(_texts).where(_texts.c.blob_id.in_(chunk)))
+    blobs.put_texts(connection, {rows[item.digest].id: item.document.raw for item in here})
+    former, touched = _forget(connection, documents)
+    needed = _needed(connection, documents)
+    wanted = [item for item in here if always or rows[item.digest].expanded or rows[item.digest].id in needed]
+    children = {edge.child.digest: edge for item in wanted for edge in item.document.edges}
+    blobs.put_stubs(connection, [_stub(edge, at) for edge in children.values()])
+    graph.expand(connection, wanted, blobs.ids(connection, {*rows, *children}))
     graph.settle_referrers(connection, touched)
     _drop_stubs(connection, former)
 
 
-def _forget(connection: Connection, document: int) -> tuple[list[int], list[int]]:
-    """Delete what a document says; returns its children, and the subjects that it named."""
-    mine = and_(_edges.c.parent_id == document, _edges.c.role != Role.REFERRER)
-    rows = connection.execute(select(_edges.c.child_id, _edges.c.role).where(mine)).all()
-    # A referrer row is derived from the subject row that goes here.
-    derived = and_(_edges.c.role == Role.REFERRER, _edges.c.child_id == document)
-    subjects = list(connection.execute(select(_edges.c.parent_id).where(derived)).scalars())
-    connection.execute(delete(_edges).where(or_(mine, derived)))
-    connection.execute(delete(_layers).where(_layers.c.manifest_id == document))
-    connection.execute(update(_blobs).where(_blobs.c.id == document).values(expanded=False))
-    return [row.child_id for row in rows], subjects
+def learn(connection: Connection, items: Collection[Expansion]) -> None:
+    """Layers of manifests whose configs have come later learn their diff IDs."""
+    digests = {layer.digest for item in items for layer in item.document.layers}
+    ids = blobs.ids(connection, {*digests, *(item.digest for item in items)})
+    graph.expand(connection, items, ids)
+
+
+def _forget(connection: Connection, documents: Collection[int]) -> tuple[set[int], set[int]]:
+    """Delete what documents say; returns their children, and the subjects that they named."""
+    children: set[int] = set()
+    subjects: set[int] = set()
+    for chunk in chunks(documents):
+        mine = and_(_edges.c.parent_id.in_(chunk), _edges.c.role != Role.REFERRER)
+        children.update(connection.execute(select(_edges.c.child_id).where(mine)).scalars())
+        # A referrer row is derived from the subject row that goes here.
+        derived = and_(_edges.c.role == Role.REFERRER, _edges.c.child_id.in_(chunk))
+        subjects.update(connection.execute(select(_edges.c.parent_id).where(derived)).scalars())
+        connection.execute(delete(_edges).where(or_(mine, derived)))
+        connection.execute(delete(_layers).where(_layers.c.manifest_id.in_(chunk)))
+        connection.execute(update(_blobs).where(_blobs.c.id.in_(chunk)).values(expanded=False))
+    return children, subjects
 
 
 def forget(connection: Connection, row: BlobRow) -> None:
     """Delete references of a blob that is no document."""
-    former, touched = _forget(connection, row.id)
+    former, touched = _forget(connection, [row.id])
     graph.settle_referrers(connection, touched)
     _drop_stubs(connection, former)
 
 
-def _is_needed(connection: Connection, blob: int) -> bool:
-    return bool(connection.execute(select(_blobs.c.refcount).where(_blobs.c.id == blob)).scalar())
+def _needed(connection: Connection, documents: Collection[int]) -> set[int]:
+    found: set[int] = set()
+    for chunk in chunks(documents):
+        mine = and_(_blobs.c.id.in_(chunk), _blobs.c.refcount > 0)
+        found.update(connection.execute(select(_blobs.c.id).where(mine)).scalars())
+    return found
 
 
 def _stub(edge: Edge, at: int) -> BlobRow:
@@ -273,7 +298,7 @@ def arrive(connection: Connection, arrivals: Collection[BlobRow]) -> set[Digest]
 
 
 def parents_by_config(connection: Connection, configs: Collection[Digest]) -> list[BlobRow]:
-    """Manifests that are here and whose config is one of these: they learn their diff IDs from it."""
+    """Expanded manifests that are here with one of these as config: they learn their diff IDs from it."""
     child = _blobs.alias("child")
     found: set[int] = set()
     for chunk in chunks(configs):
@@ -283,4 +308,4 @@ def parents_by_config(connection: Connection, configs: Collection[Digest]) -> li
             .where(_edges.c.role == Role.CONFIG, child.c.digest.in_([str(digest) for digest in chunk]))
         )
         found.update(connection.execute(statement).scalars())
-    return [row for row in audit.by_ids(connection, found) if row.present]
+    return [row for row in audit.by_ids(connection, found) if row.present and row.expanded]

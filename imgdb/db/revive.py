@@ -1,7 +1,8 @@
-"""Documents that lost their edges while a flat lease kept their bytes, and that something needs again.
+"""What an import brings to documents that are here already: their edges again, or a config at last.
 
-gc reads no manifest and stops at one whose edges it can't see. So whoever adds a strong reference
-derives them in the same transaction, from the text that was kept. Source: design §3, §4.6.
+Some lost their edges while a flat lease kept their bytes, and something needs them again. gc reads
+no manifest and stops at one whose edges it can't see. So whoever adds a strong reference derives
+them in the same transaction, from the text that was kept. Source: design §3, §4.6.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 
 from imgdb.db import blobs, mend
+from imgdb.db.graph import Expansion
 from imgdb.db.models import Blob
 from imgdb.db.sql import now_us, table_of
 from imgdb.errors import BadArchiveError
@@ -19,6 +21,8 @@ from imgdb.oci.digest import Digest
 from imgdb.oci.spec import Descriptor, Document, ImageConfig, Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
+
     from sqlalchemy import Connection
 
 _blobs = table_of(Blob)
@@ -36,6 +40,27 @@ def revive(connection: Connection) -> None:
             document = _parse(raw, asleep[digest])
             if document is not None:
                 mend.rewrite(connection, digest, document, _config(connection, document), at=now_us())
+
+
+def teach(connection: Connection, configs: Mapping[Digest, ImageConfig], *, but: Container[Digest]) -> None:
+    """Layers of manifests that were here before one of these configs learn their diff IDs.
+
+    Args:
+        connection: inside a write transaction.
+        configs: that have just come.
+        but: manifests that know their config.
+    """
+    parents = [row for row in mend.parents_by_config(connection, configs) if row.digest not in but]
+    texts = blobs.texts(connection, [row.digest for row in parents])
+    items = []
+    for row in parents:
+        raw = texts.get(row.digest)
+        document = None if raw is None else _parse(raw, Descriptor(row.media_type, row.digest, row.size))
+        config = configs.get(document.config.digest) if document and document.config else None
+        if document is not None and config is not None:
+            items.append(Expansion(row.digest, document, config))
+    if items:
+        mend.learn(connection, items)
 
 
 def _asleep(connection: Connection) -> dict[Digest, Descriptor]:

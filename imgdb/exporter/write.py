@@ -207,12 +207,12 @@ def open_sink(out: str | BinaryIO, compress: str) -> Iterator[Sink]:
     if not isinstance(out, str):
         with _compressed(_sink_for(out), compress) as sink:
             yield sink
-    elif _is_special(out):
-        # A FIFO or a device is written through: there is nothing to rename.
-        with open(out, "wb", buffering=0) as file, _compressed(PipeSink(file.fileno()), compress) as sink:
+    elif _is_written_through(out):
+        with open(out, "wb", buffering=0) as file, _compressed(_sink_for(file), compress) as sink:
             yield sink
     else:
-        with _whole_file(out) as fd, _compressed(FileSink(fd), compress) as sink:
+        # A link stays one: its target is what is replaced, as the shell's > does it.
+        with _whole_file(os.path.realpath(out)) as fd, _compressed(FileSink(fd), compress) as sink:
             yield sink
 
 
@@ -257,14 +257,15 @@ def _sink_for(stream: BinaryIO) -> Sink:
     return FileSink(fd, final=True) if stat.S_ISREG(os.fstat(fd).st_mode) else PipeSink(fd)
 
 
-def _is_special(path: str) -> bool:
+def _is_written_through(path: str) -> bool:
+    """Whether there is nothing to rename: a FIFO, a device, or a descriptor by its name."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return False
     if stat.S_ISDIR(mode):
         raise RefusedError(f"{path} is a directory; give a file name, or use --format oci-dir")
-    return not stat.S_ISREG(mode)
+    return not stat.S_ISREG(mode) or os.path.abspath(path).startswith(("/dev/fd/", "/proc/self/fd/"))
 
 
 def _beside(path: str) -> str:

@@ -1,7 +1,8 @@
 """The first step of an import: one pass over the archive, every byte hashed once.
 
 Bodies go into the import's private ingest, or are only hashed when the store has them: a
-member whose path claims a digest is first listed in the hold and then looked for. Nothing
+member whose path claims a digest is first listed in the hold and then looked for. A file that
+no row vouches for counts as absent: its name says what its bytes should be, and no more. Nothing
 here trusts a name: what a member is called and what its bytes are stay separate until the
 graph asks for a digest. Source: design §4.1, specification §6.2.
 """
@@ -9,19 +10,20 @@ graph asks for a digest. Source: design §4.1, specification §6.2.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from imgdb.archive.reader import RESERVED, ArchiveSource, Entry
+from imgdb.archive.reader import RESERVED, ArchiveSource, Entry, open_source
 from imgdb.archive.tar import MemberKind
 from imgdb.errors import BadArchiveError, InvalidArgumentError
 from imgdb.oci.digest import Digest
 from imgdb.oci.spec import INDEX_JSON_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Iterator
 
-    from imgdb.content.store import BlobStore, Hold, Ingest, Staged
+    from imgdb.content.store import Hold, Ingest, Staged
     from imgdb.progress import Reporter
 
 _MAX_HOPS = 8
@@ -69,13 +71,33 @@ class Contents:
         raise BadArchiveError(f"{path}: too many links, or links in a circle")
 
 
+@contextmanager
+def reading(source: str | BinaryIO, reporter: Reporter) -> Iterator[ArchiveSource]:
+    """Open an archive in a phase of its own; what opening reads counts as well."""
+    early, begun = 0, False
+
+    def advance(count: int) -> None:
+        nonlocal early
+        if begun:
+            reporter.advance(count)
+        else:
+            early += count
+
+    with (
+        open_source(source, advance=advance, warn=reporter.warn) as entries,
+        reporter.phase("read", entries.total),
+    ):
+        begun = True
+        reporter.advance(early)
+        yield entries
+
+
 def take_in(
     source: ArchiveSource,
     ingest: Ingest,
     hold: Hold,
-    store: BlobStore,
     *,
-    damaged: Collection[Digest],
+    trusted: Callable[[Digest, int], bool],
     max_size: int | None,
     dry_run: bool,
     reporter: Reporter,
@@ -86,8 +108,7 @@ def take_in(
         source: the entries.
         ingest: takes the bodies.
         hold: lists claimed digests before they are looked for.
-        store: where they are looked for.
-        damaged: digests whose file must not be relied on.
+        trusted: whether the store has that many bytes of a digest and vouches for them.
         max_size: bytes of bodies allowed, None for no limit.
         dry_run: keep only what may be a document.
         reporter: told about each file.
@@ -108,7 +129,7 @@ def take_in(
             _take_document(entry, source, contents)
         elif entry.kind is MemberKind.FILE:
             reporter.blob(entry.name, entry.size)
-            _take_file(entry, source, contents, ingest, hold, store, damaged, dry_run=dry_run)
+            _take_file(entry, source, contents, ingest, hold, trusted, dry_run=dry_run)
         elif entry.kind in {MemberKind.SYMLINK, MemberKind.HARDLINK}:
             contents.links[entry.name] = entry.target
         else:
@@ -151,14 +172,13 @@ def _take_file(
     contents: Contents,
     ingest: Ingest,
     hold: Hold,
-    store: BlobStore,
-    damaged: Collection[Digest],
+    trusted: Callable[[Digest, int], bool],
     *,
     dry_run: bool,
 ) -> None:
     name = entry.name or ""
     claimed = claimed_digest(name)
-    here = claimed is not None and _is_here(claimed, entry.size, hold, store, damaged)
+    here = claimed is not None and _is_here(claimed, entry.size, hold, trusted)
     staged = ingest.stage(
         source,
         entry.size,
@@ -176,9 +196,6 @@ def _take_file(
     contents.files[name] = first
 
 
-def _is_here(digest: Digest, size: int, hold: Hold, store: BlobStore, damaged: Collection[Digest]) -> bool:
+def _is_here(digest: Digest, size: int, hold: Hold, trusted: Callable[[Digest, int], bool]) -> bool:
     hold.add([digest])
-    if digest in damaged:
-        return False
-    status = store.stat(digest)
-    return status is not None and status.size == size
+    return trusted(digest, size)

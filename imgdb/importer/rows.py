@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from imgdb.db import blobs, events, graph, images, leases, pins
 from imgdb.db.blobs import BlobRow
 from imgdb.db.graph import Expansion
-from imgdb.db.revive import revive
+from imgdb.db.revive import revive, teach
 from imgdb.errors import RefusedError
 from imgdb.oci.reference import dangling_name, familiar
 
@@ -64,9 +64,9 @@ def write_content(connection: Connection, staged: StagedImport, digests: Collect
     documents = [(digest, document) for digest in digests if (document := nodes[digest].document)]
     children = {edge.child.digest: edge.child for _, document in documents for edge in document.edges}
     ids = _ids_with_stubs(connection, staged, digests, children)
-    configs = {digest: config.raw for digest in digests if (config := nodes[digest].config)}
+    configs = {digest: config for digest in digests if (config := nodes[digest].config)}
     texts = {ids[digest]: document.raw for digest, document in documents}
-    blobs.put_texts(connection, texts | {ids[digest]: raw for digest, raw in configs.items()})
+    blobs.put_texts(connection, texts | {ids[digest]: config.raw for digest, config in configs.items()})
     graph.expand(
         connection,
         [
@@ -75,6 +75,7 @@ def write_content(connection: Connection, staged: StagedImport, digests: Collect
         ],
         ids,
     )
+    teach(connection, configs, but=nodes)
     # What a new edge leads to may be here without its own.
     revive(connection)
 

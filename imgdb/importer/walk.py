@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from imgdb.archive.compression import Compression, sniff
-from imgdb.archive.reader import open_source
 from imgdb.db.blobs import BlobRow
 from imgdb.errors import BadArchiveError, NoImageError
 from imgdb.importer import graph as graphs
-from imgdb.importer.intake import Contents, take_in
+from imgdb.importer.intake import Contents, reading, take_in
 from imgdb.importer.layout import Layout, read_layout
 from imgdb.importer.plan import ImportOptions, ImportPlan, make_plan
 from imgdb.oci import spec
@@ -69,7 +68,6 @@ class Rows:
 
     find: Callable[[Collection[Digest]], dict[Digest, BlobRow]]
     known: Callable[[Collection[Digest]], set[Digest]]
-    damaged: Callable[[], set[Digest]]
 
 
 def stage(
@@ -101,14 +99,14 @@ def stage(
     hold = store.hold()
     try:
         with store.ingest() as ingest:
-            damaged = rows.damaged()
-            contents = _take_in(store, ingest, hold, source, options, damaged, dry_run, reporter)
+            trust = _Trust(store, rows)
+            contents = _take_in(ingest, hold, source, options, trust, dry_run, reporter)
             layout = read_layout(contents, lambda staged: _read(ingest, store, staged))
-            found = _ArchiveAndStore(contents, layout, ingest, hold, store, rows)
+            found = _ArchiveAndStore(contents, layout, ingest, hold, store, rows, trust)
             graph = graphs.build([top.target for top in layout.tops], found)
             _check_plain_layers(graph, found)
             plan = make_plan(layout, graph, options, in_store=found.rows_seen)
-            return _put(plan, label, found, damaged, now=now, dry_run=dry_run, reporter=reporter)
+            return _put(plan, label, found, now=now, dry_run=dry_run, reporter=reporter)
     except BaseException as error:
         hold.release()
         if isinstance(error, NoImageError | BadArchiveError):
@@ -117,27 +115,24 @@ def stage(
 
 
 def _take_in(
-    store: BlobStore,
     ingest: Ingest,
     hold: Hold,
     source: str | BinaryIO,
     options: ImportOptions,
-    damaged: Collection[Digest],
+    trust: _Trust,
     dry_run: bool,
     reporter: Reporter,
 ) -> Contents:
-    with open_source(source, advance=reporter.advance, warn=reporter.warn) as entries:  # noqa: SIM117 - two things
-        with reporter.phase("read", entries.total):
-            return take_in(
-                entries,
-                ingest,
-                hold,
-                store,
-                damaged=damaged,
-                max_size=options.max_size,
-                dry_run=dry_run,
-                reporter=reporter,
-            )
+    with reading(source, reporter) as entries:
+        return take_in(
+            entries,
+            ingest,
+            hold,
+            trusted=trust.has,
+            max_size=options.max_size,
+            dry_run=dry_run,
+            reporter=reporter,
+        )
 
 
 def _check_plain_layers(graph: graphs.Graph, found: _ArchiveAndStore) -> None:
@@ -163,7 +158,6 @@ def _put(
     plan: ImportPlan,
     label: str,
     found: _ArchiveAndStore,
-    damaged: Collection[Digest],
     *,
     now: int,
     dry_run: bool,
@@ -172,21 +166,23 @@ def _put(
     """Make the kept blobs durable and say what their rows will hold."""
     found.hold.add(plan.kept)
     bodies = [body for body in map(found.body, plan.kept) if body is not None and body.token]
-    new = frozenset(digest for digest in plan.kept if found.is_new(digest, damaged))
+    # Asked before anything is put, and again after the reading: others may have stored the same since.
+    read = [digest for digest in plan.kept if found.body(digest) is not None]
+    new = frozenset(read) - found.trust.among(read)
     placed: dict[Digest, BlobStat] = {}
     if not dry_run:
         with reporter.phase("store"):
-            placed = _put_or_sweep(found, bodies, damaged)
+            placed = _put_or_sweep(found, bodies, new)
     ours = {digest: status for digest, status in placed.items() if digest in new}
     rows = {digest: _row(digest, plan, found, ours, now) for digest in plan.kept}
     return StagedImport(plan, label, rows, new, tuple(placed), found.hold)
 
 
 def _put_or_sweep(
-    found: _ArchiveAndStore, bodies: list[Staged], damaged: Collection[Digest]
+    found: _ArchiveAndStore, bodies: list[Staged], new: Collection[Digest]
 ) -> dict[Digest, BlobStat]:
     try:
-        return found.store.put(found.ingest, bodies, replace=damaged)
+        return found.store.put(found.ingest, bodies, replace=new)
     except BaseException:
         # Nothing of a failed import stays; what others need is known by their holds and rows.
         found.hold.release()
@@ -210,37 +206,65 @@ def _row(
         kind=node.kind.value,
         media_type=node.first.media_type,
         blake3=body.blake3,
-        # A file that was here before may differ from what its row remembers: only our own is vouched for.
+        # What was here before is vouched for by its row, which says when.
         ctime_ns=status.ctime_ns if status else None,
         verified_at=now if status else None,
         created_at=now,
     )
 
 
+class _Trust:
+    """Which blobs of the store an import need not write again.
+
+    Not those that merely have a file of the right size: without a row nobody has said that its bytes
+    are right, and one that changed since its row was written has to be looked at first.
+    """
+
+    def __init__(self, store: BlobStore, rows: Rows) -> None:
+        self._store = store
+        self._rows = rows
+
+    def has(self, digest: Digest, size: int) -> bool:
+        """Whether that many bytes of a digest are here and vouched for; the file is looked for first."""
+        status = self._store.stat(digest)
+        return status is not None and status.size == size and digest in self.among([digest])
+
+    def among(self, digests: Collection[Digest]) -> set[Digest]:
+        """Those that are here and vouched for."""
+        return {digest for digest, row in self._rows.find(digests).items() if self._vouches(row)}
+
+    def _vouches(self, row: BlobRow) -> bool:
+        if not row.present or row.damaged_at is not None:
+            return False
+        status = self._store.stat(row.digest)
+        return status is not None and (status.size, status.ctime_ns) == (row.size, row.ctime_ns)
+
+
 class _ArchiveAndStore:
     """Looks blobs up in the archive first, then in the store; see `graph.Lookup`."""
 
     def __init__(
-        self, contents: Contents, layout: Layout, ingest: Ingest, hold: Hold, store: BlobStore, rows: Rows
+        self,
+        contents: Contents,
+        layout: Layout,
+        ingest: Ingest,
+        hold: Hold,
+        store: BlobStore,
+        rows: Rows,
+        trust: _Trust,
     ) -> None:
         self.contents = contents
         self.ingest = ingest
         self.hold = hold
         self.store = store
         self.rows = rows
+        self.trust = trust
         self.rows_seen: dict[Digest, BlobRow] = {}
         self._made = {digest: ingest.stage(io.BytesIO(raw), len(raw)) for digest, raw in layout.made.items()}
 
     def body(self, digest: Digest) -> Staged | None:
         """The archive's bytes of a digest, or None."""
         return self._made.get(digest) or self.contents.blobs.get(digest) or self._linked(digest)
-
-    def is_new(self, digest: Digest, damaged: Collection[Digest]) -> bool:
-        """Whether the store lacks a blob, or has it damaged; asked before anything is put."""
-        if digest in damaged:
-            return True
-        body, status = self.body(digest), self.store.stat(digest)
-        return body is not None and (status is None or status.size != body.size)
 
     def _linked(self, digest: Digest) -> Staged | None:
         """A blob whose path is a link to a member of another name."""

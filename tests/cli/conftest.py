@@ -122,6 +122,8 @@ def started(root):
     def start(*arguments, argv=None, **options):
         argv = argv or [sys.executable, "-m", "imgdb", "--store", str(root), *map(str, arguments)]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        # nohup, or a shell's `&`, may have made the tests ignore them.
+        argv = ["env", "--default-signal=HUP,INT,TERM", *argv]
         processes.append(subprocess.Popen(argv, **{**pipes, **options}))
         return processes[-1]
 

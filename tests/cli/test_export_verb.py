@@ -61,6 +61,29 @@ def test_an_existing_file_is_replaced_whole(imgdb, tmp_path):
     assert (link.read_bytes(), len(out.read_bytes()) > 3) == (b"old", True)
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_a_link(imgdb, tmp_path, exists):
+    """As with the shell's `>`: its target is what is written."""
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "out.tar", tmp_path / "link.tar"
+    if exists:
+        target.write_bytes(b"old")
+    link.symlink_to("there/out.tar")
+    imgdb("export", "busybox", "-o", link)
+    assert (os.readlink(link), temporary_files(tmp_path / "there")) == ("there/out.tar", [])
+    assert [digest for digest, _ in tops(target.read_bytes())] == [BUSYBOX.digest]
+
+
+def test_a_descriptor_by_its_name(program, imgdb, tmp_path):
+    """`-o /dev/fd/3 3>FILE` writes into that very file."""
+    imgdb("export", "busybox", "-o", tmp_path / "same.tar")
+    with open(tmp_path / "out.tar", "wb") as out:
+        number = out.fileno()
+        done = program("export", "busybox", "-o", f"/dev/fd/{number}", pass_fds=[number])
+        assert (done.returncode, os.path.samestat(os.fstat(number), os.stat(out.name))) == (0, True)
+    assert (tmp_path / "out.tar").read_bytes() == (tmp_path / "same.tar").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

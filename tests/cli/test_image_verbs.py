@@ -14,6 +14,15 @@ from tests.cli.conftest import APP, BUSYBOX, NAMELESS
 SHORT = BUSYBOX.digest[7:19]
 
 
+@pytest.mark.parametrize("verb", ["inspect", "history"])
+@pytest.mark.parametrize("name", ["example.org/app:1", "busybox"])
+def test_absent_platform(imgdb, verb, name):
+    """Another one's facts would be taken for this one's."""
+    done = imgdb(verb, "--platform", "linux/s390x", name, code=1)
+    assert done.out == ("[]\n" if verb == "inspect" else "")
+    assert "has no complete linux/s390x; imgdb inspect" in done.err
+
+
 @pytest.mark.parametrize("verb", [["images"], ["ls"], ["image", "ls"], ["image", "list"]])
 def test_table(imgdb, verb):
     """Docker's columns; dangling images are among them."""

@@ -90,7 +90,8 @@ def test_import_of_a_pipe(started, imgdb, root, tmp_path, number):
         process.stdin.write(file.read()[:50_000])
         process.stdin.flush()
     end = time.monotonic() + 60
-    while not os.listdir(root / "ingest") and time.monotonic() < end:
+    while not list((root / "ingest").glob("*/*")):
+        assert time.monotonic() < end
         time.sleep(0.05)
     assert os.listdir(root / "holds")
     process.send_signal(number)

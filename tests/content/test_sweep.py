@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 
-from imgdb.content.disk import SWEEP_BATCH
 from imgdb.content.holds import locked
 from imgdb.errors import BusyError
 from tests.content.children import PRELUDE
@@ -85,7 +84,7 @@ def test_add_goes_on_when_the_collector_is_done(store):
 
 def test_sweep_in_batches(store, monkeypatch):
     """At most a hundred at a time, and in between the lock is free for those who want to hold."""
-    digests = sorted(put(store, b"%d" % number) for number in range(2 * SWEEP_BATCH + 1))
+    digests = sorted(put(store, b"%d" % number) for number in range(201))
     batches = []
 
     def known(batch):
@@ -97,7 +96,7 @@ def test_sweep_in_batches(store, monkeypatch):
         monkeypatch.setattr(store, "empty_trash", lambda: hold.add([digests[-1]]))
         freed = store.sweep(iter(reversed(digests)), known)
 
-    assert batches == [digests[:SWEEP_BATCH], digests[SWEEP_BATCH:-1], digests[-1:]]
+    assert batches == [digests[:100], digests[100:200], digests[200:]]
     assert list(freed) == digests[:-1]
     assert [digest for digest, _ in store.walk()] == digests[-1:]
 
