@@ -6,6 +6,7 @@ are run once: what they built stays in ~/.cache/imgdb/large, or $IMGDB_LARGE_IMA
 
 from __future__ import annotations
 
+import fcntl
 import filecmp
 import hashlib
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from imgdb.content.holds import locked
 from imgdb.errors import NoImageError
 from tests.looking import Members, names, present
 from tests.tools.daemons import SBIN, ToolError
@@ -137,17 +139,19 @@ def built(corpus):
     scripts = [corpus / name for name in SCRIPTS]
     stamp = hashlib.sha256(b"".join(script.read_bytes() for script in scripts)).hexdigest()
     done = folder / "done"
-    if not done.exists() or done.read_text() != stamp:
-        if sentence := missing():
-            pytest.skip(sentence)
-        build(scripts, folder)
-        done.write_text(stamp)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Each of pytest's workers comes here; one builds and the others wait.
+    with locked(str(folder / "lock"), fcntl.LOCK_EX, deadline_s=3600):
+        if not done.exists() or done.read_text() != stamp:
+            if sentence := missing():
+                pytest.skip(sentence)
+            build(scripts, folder)
+            done.write_text(stamp)
     return folder / "built"
 
 
 def build(scripts, folder):
     """Run the scripts; the log lies beside what they build."""
-    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log", "wb") as log:
         for script in scripts:
             argv = ["bash", script, folder / "built", folder / "work"]
