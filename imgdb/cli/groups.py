@@ -126,8 +126,8 @@ class Group(Told, click.Group):
         from difflib import get_close_matches  # noqa: PLC0415 - needed for mistakes only
 
         close = get_close_matches(name, self.known_names(ctx))
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise click.UsageError(f"there is no verb {name!r}.{hint}", ctx)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise click.UsageError(f"there is no verb {name!r}{hint}", ctx)
 
     def known_names(self, ctx: click.Context) -> list[str]:
         """Every name that `get_command` knows."""

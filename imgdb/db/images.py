@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _images = table_of(Image)
 _blobs = table_of(Blob)
+_TAGS_SHOWN = 3
 _edges = table_of(DescriptorRow)
 
 
@@ -245,8 +246,19 @@ def _by_reference(connection: Connection, argument: str, reference: Reference) -
     hexdigits = short_id_hex(argument)
     found = _by_short_id(connection, argument, hexdigits, canonical) if hexdigits else []
     if not found:
-        raise not_found(argument)
+        raise _no_such_tag(connection, argument, reference)
     return found
+
+
+def _no_such_tag(connection: Connection, argument: str, reference: Reference) -> NotFoundError:
+    """With the tags that the repository has, since "latest" is meant wherever none is given."""
+    error = not_found(argument)
+    others = [] if reference.tag else of_repository(connection, reference.name)
+    if not others:
+        return error
+    names = [record.display_name for record in others[:_TAGS_SHOWN]]
+    more = f" and {len(others) - len(names)} more" if len(others) > len(names) else ""
+    return NotFoundError(f"{error}; there is {', '.join(names)}{more}")
 
 
 def _repository(name: str) -> str | None:

@@ -153,7 +153,11 @@ def _complaints(top: Top, descriptor: Descriptor) -> list[str]:
     text = descriptor.annotations.get(spec.IMAGE_NAME) or descriptor.annotations.get(spec.REF_NAME)
     if not text or top.name is not None or top.is_referrer:
         return []
-    why = "is a tag without a repository (give one with --name)" if top.tag else "is no image name"
+    why = (
+        "is a tag without a repository (give a name with --name, or later with imgdb tag)"
+        if top.tag
+        else "is no image name"
+    )
     return [f"{text!r} {why}; {top.target.digest} has no name"]
 
 

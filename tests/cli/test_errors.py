@@ -135,13 +135,13 @@ def test_messages_of_the_library(imgdb, root, form):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["imagse"], "there is no verb 'imagse'. Did you mean image"),
-        (["laod", "x"], "there is no verb 'laod'. Did you mean load"),
-        (["xyzzy"], "there is no verb 'xyzzy'. (see imgdb --help)"),
-        (["image", "inspekt"], "there is no verb 'inspekt'. Did you mean inspect? (see imgdb image --help)"),
+        (["imagse"], "there is no verb 'imagse'; did you mean image"),
+        (["laod", "x"], "there is no verb 'laod'; did you mean load"),
+        (["xyzzy"], "there is no verb 'xyzzy' (see imgdb --help)"),
+        (["image", "inspekt"], "there is no verb 'inspekt'; did you mean inspect? (see imgdb image --help)"),
         (["image", "import"], "there is no verb 'import'"),
-        (["blob", "sta"], "there is no verb 'sta'. Did you mean stat? (see imgdb blob --help)"),
-        (["db", "upgarde"], "Did you mean upgrade?"),
+        (["blob", "sta"], "there is no verb 'sta'; did you mean stat? (see imgdb blob --help)"),
+        (["db", "upgarde"], "did you mean upgrade?"),
         (["images", "--digest"], "No such option"),
         (
             ["images", "--store", "x"],

@@ -149,6 +149,14 @@ def test_inspect_several(imgdb):
     assert done.err == "imgdb: error: No such image: absent:latest\n"
 
 
+def test_inspect_without_a_tag(imgdb):
+    """Latest is meant, as with docker; who didn't know sees what there is."""
+    there = "there is example.org/app:1, example.org/app:2"
+    done = imgdb("inspect", "example.org/app", code=1)
+    assert done.err == f"imgdb: error: No such image: example.org/app:latest; {there}\n"
+    assert "there is" not in imgdb("inspect", "example.org/app:latest", code=1).err
+
+
 @pytest.mark.parametrize("platform", ["linux/amd64", "linux/arm64"])
 def test_inspect_platform(imgdb, platform):
     """Of an index, the image of that platform."""
