@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imgdb import mirror, pair, setup, upkeep
+from imgdb import mirror, pair, places, setup, upkeep
 from imgdb.access import Access
 from imgdb.check.adopt import Adopter
 from imgdb.check.content import Meter
@@ -98,7 +98,7 @@ def rebuild(
         SchemaError: the database needs an upgrade first, or a newer imgdb.
         BusyError: a collection is running, or the database was locked too long.
     """
-    root = os.path.abspath(path or setup.default_root())
+    root = os.path.abspath(path or places.default_root())
     if not (pair.exists(root) or os.path.isdir(os.path.join(root, "blobs"))):
         raise NotFoundError(f"there is no store in {root}")
     pair.check_owner(root)

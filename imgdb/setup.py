@@ -22,16 +22,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 
-def default_root() -> str:
-    """``$IMGDB_STORE``, else /var/lib/imgdb for root, else the user's data directory."""
-    if root := os.environ.get("IMGDB_STORE"):
-        return root
-    if os.geteuid() == 0:
-        return "/var/lib/imgdb"
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return os.path.join(data, "imgdb")
-
-
 def create(root: str, db: str | None, *, durable: bool) -> None:
     """Make a store and its database; safe when two processes do it at once.
 

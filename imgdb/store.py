@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
-from imgdb import mirror, pair, setup
+from imgdb import mirror, pair, places, setup
 from imgdb.access import Access
 from imgdb.content.disk import DiskBlobStore
 from imgdb.db import blobs, engine, history, images, leases, naming, pins, schema
@@ -77,7 +77,7 @@ class ImageStore(Looking, Keeping, Leasing):
         """Open a store.
 
         Args:
-            path: its directory; None for the default one (`imgdb.setup.default_root`).
+            path: its directory; None for the default one (`imgdb.places.default_root`).
             db: path or URL of its database, once; the store remembers it.
             create: make the store when there is none.
             durable: False skips syncing to disk; for tests.
@@ -87,7 +87,7 @@ class ImageStore(Looking, Keeping, Leasing):
             RefusedError: it is another user's, or of a newer format.
             SchemaError: the database needs an upgrade, or a newer imgdb.
         """
-        root = os.path.abspath(os.fspath(path) if path is not None else setup.default_root())
+        root = os.path.abspath(os.fspath(path) if path is not None else places.default_root())
         if create and not pair.exists(root):
             setup.create(root, db, durable=durable)
         half = pair.read(root)

@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgdb import pair, setup
+from imgdb import pair, places, setup
 from imgdb.check.report import Finding
 from imgdb.content.files import create_private_file, discard, publish
 from imgdb.db import audit, backup, engine, schema
@@ -81,7 +81,7 @@ def _migrate(
     path: str | None, db: str | None, down_to: str | None, work: Callable[[Connection], None]
 ) -> Migration:
     """Run a migration; `down_to` is the revision that a downgrade ends at."""
-    root = os.path.abspath(path or setup.default_root())
+    root = os.path.abspath(path or places.default_root())
     half = pair.read(root)
     pair.check_owner(root)
     database = setup.connect(root, db or half.database)
@@ -127,7 +127,7 @@ def backup_database(target: str, path: str | None = None, db: str | None = None)
         BusyError: the database was locked for too long.
         OSError: the file can't be written.
     """
-    root = os.path.abspath(path or setup.default_root())
+    root = os.path.abspath(path or places.default_root())
     half = pair.read(root)
     database = setup.connect(root, db or half.database)
     try:
@@ -159,6 +159,27 @@ def copy(database: Engine, target: str) -> None:
     publish(temporary, target)
 
 
+def current_revision(path: str | None = None, db: str | None = None) -> str | None:
+    """The revision of a database's schema, of whichever imgdb it is; None where there is no schema.
+
+    Args:
+        path: the store's directory; None for the default one.
+        db: path or URL of its database, when the store does not remember it.
+
+    Raises:
+        NotFoundError: there is no store.
+        SchemaError: there is no database.
+        RefusedError: it can't be opened.
+    """
+    root = os.path.abspath(path or places.default_root())
+    database = setup.connect(root, db or pair.read(root).database)
+    try:
+        with engine.read(database) as connection:
+            return schema.current(connection)
+    finally:
+        database.dispose()
+
+
 def check_database(path: str | None = None, db: str | None = None) -> tuple[Finding, ...]:
     """Look at the database alone: SQLite's structures, references, schema, and the pair with the store.
 
@@ -170,7 +191,7 @@ def check_database(path: str | None = None, db: str | None = None) -> tuple[Find
         NotFoundError: there is no store, or no database.
         RefusedError: it can't be opened.
     """
-    root = os.path.abspath(path or setup.default_root())
+    root = os.path.abspath(path or places.default_root())
     half = pair.read(root)
     database = setup.connect(root, db or half.database)
     try:

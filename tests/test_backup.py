@@ -17,7 +17,13 @@ from imgdb.db import backup, engine, schema
 from imgdb.errors import BusyError, InvalidArgumentError, NotFoundError, RefusedError, SchemaError
 from imgdb.rebuild import rebuild
 from imgdb.store import ImageStore
-from imgdb.upkeep import backup_database, check_database, downgrade_database, upgrade_database
+from imgdb.upkeep import (
+    backup_database,
+    check_database,
+    current_revision,
+    downgrade_database,
+    upgrade_database,
+)
 from tests import damage
 from tests.builder import Image
 from tests.damage import Sample, sql, tables
@@ -210,6 +216,7 @@ def test_an_upgrade_copies_first(root, newer):
     last = newer()
     with pytest.raises(SchemaError, match="imgdb db upgrade"):
         ImageStore.open(root)
+    assert current_revision(root) == last
     up = upgrade_database(root)
     assert (up.before, up.after, up.backup) == (last, "0099", f"{root}/imgdb.db.bak-{last}")
     with closing(sqlite3.connect(up.backup)) as connection:
@@ -218,6 +225,7 @@ def test_an_upgrade_copies_first(root, newer):
     assert (revision, count) == (last, len(before["blobs"]))
     down = downgrade_database(last, root)
     assert (down.before, down.after, down.backup) == ("0099", last, f"{root}/imgdb.db.bak-0099")
+    assert current_revision(root) == last
     assert tables(root) == before
 
 

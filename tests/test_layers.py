@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "imgdb"
 # Low to high. What stands in one line must not import each other: blobs, tars and rows meet in the
 # walks. A folder's modules may import each other as FOLDERS says, where it says something, else freely.
 LAYERS = (
-    "errors",
+    "errors places",
     "progress renewal",
     "oci",
     "content archive db",
@@ -53,7 +53,19 @@ TRANSACTION = {"begin", "begin_nested", "commit", "rollback", "run_write"}
 SQL = {"sqlalchemy", "sqlite3", "alembic"}
 # What may be named elsewhere, for values that are handed on.
 HANDED = {"sqlalchemy.Connection", "sqlalchemy.Engine", "sqlalchemy.URL"}
-NO_SQL = {"errors", "progress", "renewal", "oci", "content", "archive", "pair", "mirror", "results", "cli"}
+NO_SQL = {
+    "errors",
+    "places",
+    "progress",
+    "renewal",
+    "oci",
+    "content",
+    "archive",
+    "pair",
+    "mirror",
+    "results",
+    "cli",
+}
 IMPURE = SQL | {"os", "sys", "io", "pathlib", "shutil", "subprocess", "socket", "tempfile", "fcntl", "time"}
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from imgdb.cli.defaults import default_root
 from imgdb.cli.report import Messages
 from imgdb.errors import InvalidArgumentError
+from imgdb.places import default_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable

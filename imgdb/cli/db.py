@@ -68,9 +68,11 @@ def _tell(migration: Migration, settings: Settings) -> None:
 @db.command()
 @pass_settings
 def current(settings: Settings) -> None:
-    """Print the schema's revision."""
-    with settings.open() as store:
-        say(store.info().schema)
+    """Print the schema's revision, also of a database that this imgdb can't use."""
+    from imgdb.upkeep import current_revision  # noqa: PLC0415 - loads SQLAlchemy
+
+    settings.check()
+    say(current_revision(settings.store, settings.db) or "")
 
 
 @db.command()

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imgdb.cli.context import Settings, complete_images, format_option_of, note, pass_settings
-from imgdb.cli.defaults import other_store
 from imgdb.cli.groups import Verb
 from imgdb.cli.output import Column, emit, say
 from imgdb.cli.params import Failures, OnePlatformType
 from imgdb.cli.printable import human_duration, human_size, rfc3339
 from imgdb.cli.times import parse_rfc3339
 from imgdb.errors import ImgdbError, NotFoundError
+from imgdb.places import other_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
-from imgdb.cli import defaults, root
-from imgdb.setup import default_root
+from imgdb import places
+from imgdb.cli import root
 
 HEAVY = {
     *("sqlalchemy", "alembic", "tqdm", "blake3", "zstandard", "isal"),
@@ -56,7 +57,7 @@ def test_help_of_the_program(modules):
     assert code == 0
     assert ours == {
         *("imgdb", "imgdb.errors", "imgdb.cli", "imgdb.cli.main", "imgdb.cli.root", "imgdb.cli.groups"),
-        *("imgdb.cli.context", "imgdb.cli.defaults", "imgdb.cli.report", "imgdb.cli.printable"),
+        *("imgdb.cli.context", "imgdb.places", "imgdb.cli.report", "imgdb.cli.printable"),
         "imgdb.cli.streams",
     }
     assert heavy(loaded) == set()
@@ -110,13 +111,13 @@ def test_verbs_load_no_alembic(modules, stock):
 @pytest.mark.parametrize("data", [None, "", "/data"])
 @pytest.mark.parametrize("told", [None, "", "/told"])
 def test_default_root(monkeypatch, user, data, told):
-    """The command line's rule, which loads nothing, is the library's."""
+    """Root's store is the machine's, everybody else has one of their own."""
     monkeypatch.setattr("os.geteuid", lambda: user)
     for name, value in (("XDG_DATA_HOME", data), ("IMGDB_STORE", told)):
         if value is not None:
             monkeypatch.setenv(name, value)
-    expected = told or ("/var/lib/imgdb" if user == 0 else defaults.default_root())
-    assert defaults.default_root() == default_root() == expected
+    own = f"{data or os.path.expanduser('~/.local/share')}/imgdb"
+    assert places.default_root() == (told or ("/var/lib/imgdb" if user == 0 else own))
 
 
 def test_other_store(monkeypatch, tmp_path):
@@ -127,13 +128,13 @@ def test_other_store(monkeypatch, tmp_path):
     monkeypatch.setattr("os.path.expanduser", lambda path: str(home) if path == "~ann" else path)
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setenv("SUDO_USER", "ann")
-    assert defaults.other_store(None) is None
+    assert places.other_store(None) is None
     (other / "store.json").touch()
-    assert defaults.other_store(None) == str(other)
-    assert defaults.other_store(str(other)) is None
+    assert places.other_store(None) == str(other)
+    assert places.other_store(str(other)) is None
     monkeypatch.setattr("os.geteuid", lambda: 4242)
-    monkeypatch.setattr(defaults, "_OF_ROOT", str(other))
-    assert defaults.other_store(None) == str(other)
+    monkeypatch.setattr(places, "_OF_ROOT", str(other))
+    assert places.other_store(None) == str(other)
 
 
 def test_images_names_the_other_store(imgdb, monkeypatch, tmp_path):
@@ -141,7 +142,7 @@ def test_images_names_the_other_store(imgdb, monkeypatch, tmp_path):
     other = tmp_path / "of_root"
     other.mkdir()
     (other / "store.json").touch()
-    monkeypatch.setattr(defaults, "_OF_ROOT", str(other))
+    monkeypatch.setattr(places, "_OF_ROOT", str(other))
     monkeypatch.setattr("os.geteuid", lambda: 4242)
     hint = f"imgdb: there is another store in {other}; see it with --store {other}\n"
     assert imgdb("images", code=1, store=None).err.startswith(hint)

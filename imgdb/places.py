@@ -1,4 +1,4 @@
-"""Where stores are when nobody says; the rule of `imgdb.setup`, without what that loads."""
+"""Where stores are when nobody says."""
 
 from __future__ import annotations
 
