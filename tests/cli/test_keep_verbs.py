@@ -7,6 +7,8 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -15,6 +17,7 @@ from imgdb.store import ImageStore
 from tests.builder import Archive
 from tests.cli.conftest import AMD, APP, ARM, BUSYBOX, NAMELESS, SIGNATURE
 from tests.looking import digests
+from tests.tools.sample import ROOT
 
 EVERYTHING = digests(APP, BUSYBOX, NAMELESS, SIGNATURE)
 LINES = r"imgdb_(\w+) (\S+)\n"
@@ -324,3 +327,31 @@ def test_cron(imgdb, tmp_path):
     assert imgdb("exists", BUSYBOX.digest)
     imgdb("prune", "--filter", "until=0s", "-f")
     imgdb("exists", BUSYBOX.digest, code=1)
+
+
+def commands_of(name):
+    """The commands that one of the shipped files runs."""
+    lines = (ROOT / "scripts" / name).read_text(encoding="utf-8").splitlines()
+    if name == "crontab":
+        return [line.split(maxsplit=5)[5] for line in lines if line and not line.startswith("#")]
+    return [line.removeprefix("ExecStart=") for line in lines if line.startswith("ExecStart=")]
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("name", ["crontab", "systemd/imgdb-gc.service"])
+def test_the_shipped_lines_run(imgdb, root, monkeypatch, name, busy):
+    """As cron and systemd run them; that another collection runs is no failure."""
+    monkeypatch.setenv("IMGDB_STORE", str(root))
+    monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")
+    fine = {0, 75} if name.endswith(".service") else {0}
+    commands = commands_of(name)
+    assert commands
+    with open(root / "gc-run.lock", "ab") as lock:
+        if busy:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        ends = [subprocess.run(["sh", "-c", command], check=False).returncode for command in commands]
+    assert set(ends) <= fine
+    assert (75 in ends) == (busy and 75 in fine)
+    assert imgdb("exists", NAMELESS.digest)
+    documented = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8")
+    assert name != "crontab" or commands[0] in documented
