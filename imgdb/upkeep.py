@@ -15,7 +15,7 @@ from imgdb import pair, places, setup
 from imgdb.check.report import Finding
 from imgdb.content.files import create_private_file, discard, publish
 from imgdb.db import audit, backup, engine, schema
-from imgdb.errors import DataLossError, InvalidArgumentError, RefusedError, SchemaError
+from imgdb.errors import DataLossError, InvalidArgumentError, NotFoundError, RefusedError, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -188,7 +188,8 @@ def check_database(path: str | None = None, db: str | None = None) -> tuple[Find
         db: path or URL of its database, when the store does not remember it.
 
     Raises:
-        NotFoundError: there is no store, or no database.
+        NotFoundError: there is no store.
+        SchemaError: there is no database.
         RefusedError: it can't be opened.
     """
     root = os.path.abspath(path or places.default_root())
@@ -196,6 +197,8 @@ def check_database(path: str | None = None, db: str | None = None) -> tuple[Find
     database = setup.connect(root, db or half.database)
     try:
         return tuple(_findings(database, root, half))
+    except NotFoundError as error:
+        raise SchemaError(f"{error}; {pair.WAY_OUT}") from None
     finally:
         database.dispose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -15,6 +16,7 @@ from imgdb.cli.params import SizeType
 from imgdb.cli.printable import json_text
 from imgdb.cli.streams import standard_input
 from imgdb.cli.times import parse_duration
+from imgdb.errors import NotFoundError
 
 DAMAGE_EXIT = 3
 
@@ -66,6 +68,10 @@ def check(
     """
     from imgdb.check.report import CheckOptions, Level  # noqa: PLC0415 - not needed for help
 
+    for archive in archives:
+        # Said also when there is nothing to repair: a typing error must not wait for the day of damage.
+        if archive != "-" and not os.path.exists(archive):
+            raise NotFoundError(f"{archive}: no such file or directory")
     sources = [standard_input() if archive == "-" else archive for archive in archives]
     chosen = CheckOptions(
         Level(level or "default"), options["time_limit"], options["rate"], options["repair"], sources

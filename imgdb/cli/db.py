@@ -12,6 +12,7 @@ from imgdb.cli.context import Settings, note, pass_settings
 from imgdb.cli.groups import Group
 from imgdb.cli.output import say
 from imgdb.cli.printable import human_size, json_text, printable
+from imgdb.cli.streams import blame
 
 if TYPE_CHECKING:
     from imgdb.rebuild import Rebuilt
@@ -81,12 +82,14 @@ def current(settings: Settings) -> None:
 def backup(settings: Settings, /, file: str) -> None:
     """Copy the database to FILE as it is at one moment, while others may write to it.
 
-    To go back: stop what uses the store, put FILE in the place of the database, imgdb db rebuild.
+    FILE is replaced when it is there. To go back: stop what uses the store, put FILE in the place of
+    the database, imgdb db rebuild.
     """
     from imgdb.upkeep import backup_database  # noqa: PLC0415 - loads SQLAlchemy
 
     settings.check()
-    size = backup_database(file, settings.store, settings.db)
+    with blame(file):
+        size = backup_database(file, settings.store, settings.db)
     note(f"{printable(file)} written, {human_size(size)}", settings)
 
 
@@ -116,8 +119,9 @@ def check(settings: Settings, /, as_json: bool) -> None:
 def rebuild(settings: Settings) -> None:
     """Make the database fit its store again, from the blobs and the mirror of names.
 
-    For a database that is lost, damaged, another store's, or older than the store. Exits with 3
-    when blobs are lost.
+    For a database that is lost, damaged, another store's, or older than the store. Leases, events and
+    where names pointed before are in the database alone: if there is a copy (imgdb db backup), put it in
+    place first. Exits with 3 when blobs are lost.
     """
     from imgdb.rebuild import rebuild as make  # noqa: PLC0415 - loads SQLAlchemy
 

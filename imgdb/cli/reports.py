@@ -96,7 +96,12 @@ def write_textfile(path: str, report: Mapping[str, Any], store_bytes: int) -> No
     from imgdb.content.files import write_durably  # noqa: PLC0415 - not needed for help
 
     # Readable for all: node_exporter runs as somebody else.
-    write_durably(os.path.abspath(path), "".join(lines).encode("ascii"), mode=0o644)
+    try:
+        write_durably(os.path.abspath(path), "".join(lines).encode("ascii"), mode=0o644)
+    except OSError as error:
+        # The name that was given, not that of the temporary file.
+        error.filename, error.filename2 = path, None
+        raise
 
 
 def pruned(done: PrunePlan | Pruned) -> dict[str, Any]:

@@ -245,3 +245,26 @@ def test_db_upgrade_says_where_the_copy_is(imgdb, root, monkeypatch):
         f"imgdb: the database as it was is in {root}/imgdb.db.bak-0000\nimgdb: schema 0000 -> {schema.HEAD}\n"
     )
     assert imgdb("db", "upgrade").err == said
+
+
+def test_an_archive_that_is_not_there(imgdb):
+    """Said on a whole store too: a typing error must not wait for the day of damage."""
+    done = imgdb("check", "--from", "nofile.tar", code=1)
+    assert done.err == "imgdb: error: nofile.tar: no such file or directory\n"
+
+
+def test_db_check_without_a_database(imgdb, root):
+    """Exit 4 and the way out, as from every other verb."""
+    for name in ("imgdb.db", "imgdb.db-wal", "imgdb.db-shm"):
+        (root / name).unlink(missing_ok=True)
+    done = imgdb("db", "check", code=4)
+    assert "no such database; run imgdb db rebuild" in done.err
+    imgdb("db", "rebuild")
+
+
+@pytest.mark.parametrize("arguments", [["db", "backup"], ["gc", "--textfile"]])
+def test_a_folder_that_is_not_there(imgdb, tmp_path, arguments):
+    """The message has the name that was given."""
+    path = tmp_path / "nofolder" / "file"
+    done = imgdb(*arguments, path, code=1)
+    assert done.err == f"imgdb: error: {path}: No such file or directory\n"
