@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,18 @@ def _check_direction(before: str | None, down_to: str | None) -> None:
         raise RefusedError(f"the database is at revision {before}, which is older than {down_to}")
 
 
+@contextmanager
+def _opened(path: str | None, db: str | None) -> Iterator[tuple[str, pair.StoreFile, Engine]]:
+    """A store's directory, its half of the pair and its database, whatever state that is in."""
+    root = os.path.abspath(path or places.default_root())
+    half = pair.read(root)
+    database = setup.connect(root, db or half.database)
+    try:
+        yield root, half, database
+    finally:
+        database.dispose()
+
+
 def backup_database(target: str, path: str | None = None, db: str | None = None) -> int:
     """Copy the database to a file, as it is at one moment, while others may write to it.
 
@@ -127,14 +140,9 @@ def backup_database(target: str, path: str | None = None, db: str | None = None)
         BusyError: the database was locked for too long.
         OSError: the file can't be written.
     """
-    root = os.path.abspath(path or places.default_root())
-    half = pair.read(root)
-    database = setup.connect(root, db or half.database)
-    try:
+    with _opened(path, db) as (_, _, database):
         _check_target(target, engine.describe(database))
         copy(database, os.path.abspath(target))
-    finally:
-        database.dispose()
     return os.path.getsize(target)
 
 
@@ -171,13 +179,8 @@ def current_revision(path: str | None = None, db: str | None = None) -> str | No
         SchemaError: there is no database.
         RefusedError: it can't be opened.
     """
-    root = os.path.abspath(path or places.default_root())
-    database = setup.connect(root, db or pair.read(root).database)
-    try:
-        with engine.read(database) as connection:
-            return schema.current(connection)
-    finally:
-        database.dispose()
+    with _opened(path, db) as (_, _, database), engine.read(database) as connection:
+        return schema.current(connection)
 
 
 def check_database(path: str | None = None, db: str | None = None) -> tuple[Finding, ...]:
@@ -192,15 +195,11 @@ def check_database(path: str | None = None, db: str | None = None) -> tuple[Find
         SchemaError: there is no database.
         RefusedError: it can't be opened.
     """
-    root = os.path.abspath(path or places.default_root())
-    half = pair.read(root)
-    database = setup.connect(root, db or half.database)
-    try:
-        return tuple(_findings(database, root, half))
-    except NotFoundError as error:
-        raise SchemaError(f"{error}; {pair.WAY_OUT}") from None
-    finally:
-        database.dispose()
+    with _opened(path, db) as (root, half, database):
+        try:
+            return tuple(_findings(database, root, half))
+        except NotFoundError as error:
+            raise SchemaError(f"{error}; {pair.WAY_OUT}") from None
 
 
 def _findings(database: Engine, root: str, half: pair.StoreFile) -> Iterator[Finding]:

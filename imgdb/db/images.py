@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 _images = table_of(Image)
 _blobs = table_of(Blob)
-_TAGS_SHOWN = 3
 _edges = table_of(DescriptorRow)
+_TAGS_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
