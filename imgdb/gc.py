@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from imgdb.content import reserve
 from imgdb.content.disk import SWEEP_BATCH
-from imgdb.db import blobs, garbage, leases
+from imgdb.db import blobs, garbage, leases, mounts, snapshots
 from imgdb.db.sql import now_us
 from imgdb.errors import BusyError, FailedPreconditionError
+from imgdb.snapshots.disk import SnapshotDirectory
+from imgdb.snapshots.mount import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from imgdb.access import Access
     from imgdb.db.garbage import Garbage
+    from imgdb.db.snapshots import SnapshotRecord
     from imgdb.oci.digest import Digest
 
 GRACE_S = 24 * 3600.0
@@ -67,6 +70,7 @@ class GcPlan:
         orphans: files that nobody knows, older than the grace; known when `full`.
         foreign: names in ``blobs/`` that are no blobs; reported and left alone.
         kept_bytes: of the blobs that stay.
+        snapshots: unpacked layers that nothing needs, children first.
     """
 
     garbage: tuple[Garbage, ...]
@@ -75,6 +79,12 @@ class GcPlan:
     orphans: tuple[tuple[Digest, int], ...]
     foreign: tuple[str, ...]
     kept_bytes: int
+    snapshots: tuple[SnapshotRecord, ...] = ()
+
+    @property
+    def freed_bytes(self) -> int:
+        """Bytes of files and of snapshots that would go."""
+        return sum(self.freed.values()) + sum(record.usage_bytes or 0 for record in self.snapshots)
 
     @property
     def freed(self) -> dict[Digest, int]:
@@ -89,6 +99,8 @@ class GcResult:
 
     Attributes:
         freed: files that are gone, with their sizes.
+        freed_snapshots: unpacked layers that are gone.
+        snapshot_bytes: what these took.
         kept_bytes: of the blobs that stay; None where it was not asked for.
         remaining_bytes: garbage that a limit left for the next run.
         foreign: names in ``blobs/`` that are no blobs; known after a full one.
@@ -97,6 +109,7 @@ class GcResult:
 
     freed: dict[Digest, int] = field(default_factory=dict)
     freed_snapshots: int = 0
+    snapshot_bytes: int = 0
     expired_leases: int = 0
     kept_bytes: int | None = None
     remaining_bytes: int = 0
@@ -106,8 +119,8 @@ class GcResult:
 
     @property
     def freed_bytes(self) -> int:
-        """Bytes of files that are gone."""
-        return sum(self.freed.values())
+        """Bytes of files and of snapshots that are gone."""
+        return sum(self.freed.values()) + self.snapshot_bytes
 
 
 class Collector:
@@ -117,6 +130,7 @@ class Collector:
         self.files = access.files
         self.read = access.read
         self._write = access.write
+        self._directory = SnapshotDirectory(access.root, durable=access.files.durable)
 
     def write(self, work: Callable[[Any], Any]) -> Any:
         """Change rows; a collection adds neither blobs nor names."""
@@ -130,7 +144,7 @@ class Collector:
             gone: names of images that count as removed.
         """
         now, (living, held, dead) = now_us(), self._holds()
-        found, expired, kept, doomed = self.read(
+        found, expired, kept, doomed, unpacked = self.read(
             lambda c: _questions(c, leases.dead(c, now, living), gone, full=options.full)
         )
         sizes = [(digest, s.size) for digest in (*doomed, *dead) if (s := self.files.stat(digest))]
@@ -145,6 +159,7 @@ class Collector:
             orphans=tuple((d, s) for d, s in orphans if d not in held | files.keys()),
             foreign=tuple(self.files.foreign()) if options.full else (),
             kept_bytes=kept - sum(item.size for item in found if item.frees),
+            snapshots=tuple(unpacked),
         )
 
     def run(self, options: GcOptions) -> GcResult:
@@ -162,17 +177,19 @@ class Collector:
             self._make_room(budget)
             self._rows(budget)
             self._files(budget)
+            self._snapshots(budget)
             listed = not was_killed
             if options.full or was_killed:
                 self.files.empty_trash()
                 listed = self._sweep([digest for digest, _ in self._orphans(options)], budget)
+                self._sweep_snapshots(self._orphaned_snapshots(options))
             result.foreign = tuple(self.files.foreign()) if options.full else ()
             if listed:
                 os.truncate(self._run_lock(), 0)
             if self.files.durable:
                 reserve.fill(self.files.root)
         if budget.stopped:
-            result.remaining_bytes = sum(self.plan(options).freed.values())
+            result.remaining_bytes = self.plan(options).freed_bytes
             result.complete = not result.remaining_bytes
         if options.totals:
             result.kept_bytes = self.read(blobs.totals)[1]
@@ -228,6 +245,26 @@ class Collector:
         if self._sweep(dead, budget):
             gone = {digest for digest in dead if self.files.stat(digest) is None}
             self.files.reap_holds(gone | self._known(dead))
+
+    def _snapshots(self, budget: _Budget) -> None:
+        """Unpacked layers that nothing needs, children before parents; then their directories."""
+        self._directory.remove_dead()
+        if self.read(partial(mounts.of_other_boots, boot_id=boot_id())):
+            self.write(partial(mounts.remove_of_other_boots, boot_id=boot_id()))
+        while budget.allows(0, SWEEP_BATCH) and self.read(snapshots.has_garbage):
+            taken = self.write(partial(snapshots.collect, limit=SWEEP_BATCH))
+            self._sweep_snapshots([record.id for record in taken])
+            budget.result.freed_snapshots += len(taken)
+            budget.result.snapshot_bytes += sum(record.usage_bytes or 0 for record in taken)
+
+    def _sweep_snapshots(self, ids: Collection[int]) -> None:
+        self._directory.sweep(ids, lambda some: self.read(lambda c: snapshots.known(c, some)))
+
+    def _orphaned_snapshots(self, options: GcOptions) -> list[int]:
+        """Directories without a row, old enough that nobody is about to give them one."""
+        old = self._directory.older_than(time.time() - options.grace_s)
+        known = self.read(lambda c: snapshots.known(c, old))
+        return [number for number in old if number not in known]
 
     def _sweep(self, digests: Sequence[Digest], budget: _Budget) -> bool:
         """Whether all of them were looked at."""
@@ -330,12 +367,14 @@ def _check_expanded(connection: Any) -> None:
 
 def _questions(
     connection: Any, dead: Sequence[str], gone: Collection[str], *, full: bool
-) -> tuple[list[Garbage], Sequence[str], int, list[Digest]]:
+) -> tuple[list[Garbage], Sequence[str], int, list[Digest], list[SnapshotRecord]]:
     _check_expanded(connection)
     plan = garbage.plan_full if full else garbage.plan
+    found = plan(connection, dead=dead, gone=gone)
     return (
-        plan(connection, dead=dead, gone=gone),
+        found,
         dead,
         blobs.totals(connection)[1],
         garbage.doomed(connection),
+        snapshots.plan(connection, manifests=[item.digest for item in found], dead=dead),
     )

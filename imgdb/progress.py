@@ -6,6 +6,7 @@ nothing, so library callers pay nothing. Source: resolvelib's reporters (style.m
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,39 @@ class Reporter:
             yield
         finally:
             self.finish()
+
+
+class OneAtATime(Reporter):
+    """Passes everything on to a reporter, from several threads, one call at a time."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._lock = threading.Lock()
+
+    def start(self, phase: str, total: int | None = None) -> None:
+        """Begin a phase."""
+        with self._lock:
+            self._reporter.start(phase, total)
+
+    def blob(self, name: str, size: int) -> None:
+        """Work on a blob begins."""
+        with self._lock:
+            self._reporter.blob(name, size)
+
+    def advance(self, count: int) -> None:
+        """More bytes are done."""
+        with self._lock:
+            self._reporter.advance(count)
+
+    def finish(self) -> None:
+        """The phase is over."""
+        with self._lock:
+            self._reporter.finish()
+
+    def warn(self, message: str) -> None:
+        """One line for the user."""
+        with self._lock:
+            self._reporter.warn(message)
 
 
 SILENT = Reporter()

@@ -61,16 +61,13 @@ class PrunePlan:
         records: names, in the order in which they go.
         deleted: targets that no other name has.
         freed: files that the collection after it frees.
+        freed_bytes: of those files, and of the snapshots that go with them.
     """
 
     records: tuple[ImageRecord, ...]
     deleted: tuple[Digest, ...]
     freed: dict[Digest, int]
-
-    @property
-    def freed_bytes(self) -> int:
-        """Bytes of those files."""
-        return sum(self.freed.values())
+    freed_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +86,8 @@ def plan(access: Access, options: PruneOptions) -> PrunePlan:
         InvalidArgumentError: a reference filter is malformed.
     """
     records, deleted = access.read(partial(_plan, options=options))
-    freed = Collector(access).plan(GcOptions(), gone=[record.name for record in records]).freed
-    return PrunePlan(records, deleted, freed)
+    collection = Collector(access).plan(GcOptions(), gone=[record.name for record in records])
+    return PrunePlan(records, deleted, collection.freed, collection.freed_bytes)
 
 
 def _plan(

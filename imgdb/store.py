@@ -27,6 +27,7 @@ from imgdb.errors import BusyError, ImgdbError, NotFoundError, RefusedError
 from imgdb.exporter.plan import ExportOptions, make_plan
 from imgdb.exporter.walk import artifact_types, choose, lease_targets, read_tree
 from imgdb.exporter.write import BlobDamageError, Verifier, open_sink, write_archive, write_directory
+from imgdb.filesystems import FileSystems
 from imgdb.importer import rows, walk
 from imgdb.importer.commit import commit
 from imgdb.importer.plan import ImportOptions
@@ -55,7 +56,7 @@ logging.getLogger("imgdb").addHandler(logging.NullHandler())
 _log = logging.getLogger("imgdb")
 
 
-class ImageStore(Looking, Keeping, Leasing):
+class ImageStore(Looking, Keeping, Leasing, FileSystems):
     """One store and its database; make it with `open`."""
 
     def __init__(self, root: str, half: pair.StoreFile, database: Engine, *, durable: bool = True) -> None:

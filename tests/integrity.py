@@ -79,6 +79,7 @@ class _Checker:
             *self.layers(),
             *self.names(),
             *self.pair(),
+            *self.snapshots(),
         ]
 
     def sqlite(self):
@@ -238,6 +239,27 @@ class _Checker:
             counted = (row["refcount"], row["flat_refcount"])
             if counted != (strong[row["id"]], flat[row["id"]]):
                 yield f"{row['digest']}: counters {counted}, not {strong[row['id']], flat[row['id']]}"
+
+    def snapshots(self):
+        """Each snapshot has a directory and each directory a snapshot; counters are those of the edges."""
+        rows = {row["id"]: row for row in self.db.execute("SELECT * FROM imgdb_snapshots")}
+        folder = self.root / "snapshots"
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        there = {int(name) for name in names if name.isdigit()}
+        yield from (
+            f"left over: snapshots/{name}" for name in names if not name.isdigit() and name != "empty"
+        )
+        yield from (f"snapshot {number} has no directory" for number in rows.keys() - there)
+        yield from (f"snapshots/{number} has no row" for number in there - rows.keys())
+        counted = Counter(row["parent_id"] for row in rows.values())
+        for table in ("imgdb_unpacks", "imgdb_mounts"):
+            counted.update(row["snapshot_id"] for row in self.db.execute(f"SELECT * FROM {table}"))  # noqa: S608
+        held = self.db.execute("SELECT key FROM imgdb_lease_resources WHERE type = 'snapshots'")
+        keys = Counter(row["key"] for row in held)
+        for number, row in rows.items():
+            expected = counted[number] + keys[row["key"]]
+            if row["refcount"] != expected:
+                yield f"snapshot {row['key']}: counter {row['refcount']}, not {expected}"
 
     def layers(self):
         """Layer rows say what manifests and configs say."""

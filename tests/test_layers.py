@@ -17,10 +17,12 @@ LAYERS = (
     "progress renewal",
     "oci",
     "content archive db",
+    "snapshots",
     "access pair mirror importer exporter",
-    "describe gc results setup leasing check",
-    "df prune upkeep",
-    "looking keeping",
+    "holding",
+    "describe gc results setup leasing check unpacker mounting",
+    "df prune upkeep rootfs",
+    "looking keeping filesystems",
     "store rebuild",
     "cli",
 )
@@ -35,6 +37,10 @@ REMOVERS = {
     "content/reserve.py": {"truncate"},  # the reserve file
     "content/files.py": {"rename", "unlink"},  # small files, replaced in one step
     "content/holds.py": {"unlink"},  # its own hold files
+    "snapshots/disk.py": {"rename"},  # its own directories, into place and into the trash
+    "snapshots/extract.py": {"unlink"},  # a whiteout of the layer being made
+    "snapshots/mount.py": {"rmdir"},  # the empty place of a mount
+    "snapshots/trees.py": {"rename", "unlink", "rmdir"},  # trees that nobody needs
     "exporter/write.py": {"rename", "unlink", "rmdir", "rmtree"},  # what the user asked to be written
     "gc.py": {"truncate"},  # gc-run.lock
 }
@@ -61,6 +67,7 @@ NO_SQL = {
     "oci",
     "content",
     "archive",
+    "snapshots",
     "pair",
     "mirror",
     "results",

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_RECORDS = 10_000
 MAX_XATTR_NAME = 255
@@ -18,8 +22,10 @@ MAX_NUMBER = 2**63 - 1
 _NANOSECOND = 10**9
 _DIGITS = 20  # of the largest 64-bit number
 _FOREVER = 1e12  # seconds; more than 64 bits of nanoseconds
-_XATTR = b"SCHILY.xattr."
-_SPARSE = b"GNU.sparse."
+XATTR = b"SCHILY.xattr."
+SPARSE = b"GNU.sparse."
+"""What the records of sparse files begin with."""
+_SPARSE_NAME = b"GNU.sparse.name"
 # Given twice, or for all members at once, these are understood differently by different parsers.
 _IDENTITY = (b"path", b"linkpath", b"size")
 
@@ -59,14 +65,31 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
         MalformedError: anything but records, more than 10 000, or path, linkpath or size twice.
     """
     records: dict[bytes, bytes] = {}
-    position = 0
-    for _ in range(MAX_RECORDS + 1):
-        if position == len(data):
-            return records
-        key, value, position = _record(data, position)
+    for key, value in _each_record(data):
         if key in records and key in _IDENTITY:
             raise MalformedError(f"PAX record {show(key)} given twice")
         records[key] = value
+    return records
+
+
+def sparse_records(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The records of a sparse file in an extended header's body, in order, without ``GNU.sparse.``.
+
+    Version 0.0 repeats two keys for each region, so order and repetition mean something here.
+
+    Raises:
+        MalformedError: as `pax_records`.
+    """
+    return [(key[len(SPARSE) :], value) for key, value in _each_record(data) if key.startswith(SPARSE)]
+
+
+def _each_record(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    position = 0
+    for _ in range(MAX_RECORDS + 1):
+        if position == len(data):
+            return
+        key, value, position = _record(data, position)
+        yield key, value
     raise MalformedError(f"more than {MAX_RECORDS} PAX records")
 
 
@@ -92,25 +115,33 @@ def check_global(records: dict[bytes, bytes]) -> None:
         MalformedError: it has path, linkpath, size or sparse records.
     """
     for key in records:
-        if key in _IDENTITY or key.startswith(_SPARSE):
+        if key in _IDENTITY or key.startswith(SPARSE):
             raise MalformedError(f"global PAX record {show(key)} would apply to every member")
 
 
-def interpret(records: dict[bytes, bytes]) -> Pax:
+def interpret(records: dict[bytes, bytes], *, sparse: bool = False) -> Pax:
     """Check the records that matter and turn them into values.
+
+    Args:
+        records: from `pax_records`.
+        sparse: let records of sparse files pass; of these only the name is looked at here, which
+            stands for the path, that of a sparse file being made up.
 
     Raises:
         MalformedError: no number where one belongs, a NUL in a name, an extended attribute
-            beyond the kernel's limits, or any record of a sparse file.
+            beyond the kernel's limits, or without `sparse` any record of a sparse file.
     """
     pax = Pax()
     for key, value in records.items():
-        if key.startswith(_XATTR):
-            pax.xattrs[key[len(_XATTR) :]] = _xattr(key, value)
-        elif key.startswith(_SPARSE):
-            raise MalformedError("sparse files are not supported")
+        if key.startswith(XATTR):
+            pax.xattrs[key[len(XATTR) :]] = _xattr(key, value)
+        elif key.startswith(SPARSE):
+            if not sparse:
+                raise MalformedError("sparse files are not supported")
         elif value:
             _apply(pax, key, value)
+    if name := records.get(_SPARSE_NAME):
+        _apply(pax, b"path", name)
     return pax
 
 
@@ -121,20 +152,25 @@ def _apply(pax: Pax, key: bytes, value: bytes) -> None:
                 raise MalformedError(f"NUL in PAX record {show(key)}")
             setattr(pax, key.decode(), value)
         case b"size" | b"uid" | b"gid":
-            setattr(pax, key.decode(), _decimal(key, value))
+            setattr(pax, key.decode(), decimal(key, value))
         case b"mtime":
             pax.mtime_ns = _pax_time(value)
 
 
 def _xattr(key: bytes, value: bytes) -> bytes:
-    if not 0 < len(key) - len(_XATTR) <= MAX_XATTR_NAME:
-        raise MalformedError(f"extended attribute with a name of {len(key) - len(_XATTR)} bytes")
+    if not 0 < len(key) - len(XATTR) <= MAX_XATTR_NAME:
+        raise MalformedError(f"extended attribute with a name of {len(key) - len(XATTR)} bytes")
     if len(value) > MAX_XATTR_VALUE:
         raise MalformedError(f"extended attribute of {len(value)} bytes, more than {MAX_XATTR_VALUE}")
     return value
 
 
-def _decimal(key: bytes, value: bytes) -> int:
+def decimal(key: bytes, value: bytes) -> int:
+    """The number in a record: ASCII digits and nothing else.
+
+    Raises:
+        MalformedError: no number between 0 and 2**63 - 1.
+    """
     number = int(value) if len(value) <= _DIGITS and value.isdigit() else -1
     if not 0 <= number <= MAX_NUMBER:
         raise MalformedError(f"PAX record {show(key)} is no number between 0 and 2**63: {show(value)}")

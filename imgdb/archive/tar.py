@@ -12,9 +12,11 @@ warning. Source: design §4 end, corpus/README, reliability §2b.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-from imgdb.archive.pax import MalformedError, check_global, pax_records, show
+from imgdb.archive.pax import SPARSE, MalformedError, check_global, pax_records, show, sparse_records
+from imgdb.archive.sparse import read_map
 from imgdb.archive.stream import READ_AHEAD, Source, Stream, ignore
 from imgdb.archive.tarheader import (
     BLOCK,
@@ -23,6 +25,7 @@ from imgdb.archive.tarheader import (
     GLOBAL,
     LONG_LINK,
     LONG_NAME,
+    SPARSE_FILE,
     ZERO_BLOCK,
     Extensions,
     Member,
@@ -58,14 +61,21 @@ class TarReader:
     Args:
         source: anything with ``readinto`` or ``read``, read from where it stands. Nobody else
             may move it while the reader is in use; the reader reads ahead of what it yields.
+        sparse: read sparse files as well, in all forms of GNU tar; outer archives have none.
         max_entries: members allowed; extension headers don't count.
         on_warning: called with one line for each oddity that is accepted.
     """
 
     def __init__(
-        self, source: Source, *, max_entries: int = MAX_ENTRIES, on_warning: Callable[[str], None] = ignore
+        self,
+        source: Source,
+        *,
+        sparse: bool = False,
+        max_entries: int = MAX_ENTRIES,
+        on_warning: Callable[[str], None] = ignore,
     ) -> None:
         self._stream = source if isinstance(source, Stream) else Stream(source)
+        self._sparse = sparse
         self._max_entries = max_entries
         self._warn = on_warning
         self._entries = self._globals = 0
@@ -240,6 +250,8 @@ class TarReader:
                 self._count_global(data)
             case _ if flag == EXTENDED and extensions.pax is None:
                 extensions.pax = pax_records(data)
+                if self._sparse and SPARSE in data:
+                    extensions.sparse = sparse_records(data)
             case _ if flag == LONG_NAME and extensions.name is None:
                 extensions.name = long_name(data)
             case _ if flag == LONG_LINK and extensions.linkname is None:
@@ -257,8 +269,10 @@ class TarReader:
         self._entries += 1
         if self._entries > self._max_entries:
             raise MalformedError(f"more than {self._max_entries} members")
-        member, said = build_member(block, extensions, self._stream.offset)
+        member, said = build_member(block, extensions, self._stream.offset, sparse=self._sparse)
         self._name = member.name
+        if extensions.sparse or block[_TYPE] == SPARSE_FILE:
+            member, said = self._with_holes(member, said, block, extensions)
         if member.kind is MemberKind.FILE:
             self._left, self._padding = said, -said % BLOCK
             remaining = self._stream.remaining
@@ -267,6 +281,28 @@ class TarReader:
         elif said and member.kind is MemberKind.HARDLINK:
             self._skip_link_data(said)
         return member
+
+    def _with_holes(
+        self, member: Member, said: int, block: bytes, extensions: Extensions
+    ) -> tuple[Member, int]:
+        """Read a sparse file's map; the member with it, and how many bytes of data follow."""
+        if member.kind is not MemberKind.FILE:
+            raise MalformedError(f"sparse {member.kind.value}")
+        holes = read_map(block, extensions.sparse, said, self._take_block)
+        changed = replace(
+            member,
+            size=holes.stored,
+            offset=self._stream.offset,
+            realsize=holes.realsize,
+            sparse=holes.regions,
+        )
+        return changed, holes.stored
+
+    def _take_block(self) -> bytes:
+        block = self._stream.take(BLOCK)
+        if len(block) < BLOCK:
+            self._truncated()
+        return block
 
     def _skip_link_data(self, said: int) -> None:
         """Prepare to pass over the data of a hard link; other kinds never have any.

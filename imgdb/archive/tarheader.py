@@ -8,7 +8,7 @@ contradict each other it is refused. Source: reliability §2b, POSIX pax, GNU ta
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -26,11 +26,11 @@ MAX_COMPONENT = 255
 
 _FIELDS = struct.Struct("100s8s8s8s12s12s8sB100s8s32s32s8s8s155s12x")
 _USTAR = b"ustar\0"
-_GNU = b"ustar  \0"
+GNU_MAGIC = b"ustar  \0"
 
 EXTENDED, GLOBAL, LONG_LINK, LONG_NAME = b"xgKL"
 EXTENSIONS = frozenset((EXTENDED, GLOBAL, LONG_LINK, LONG_NAME))
-_OLD_FILE, _SPARSE_FILE = b"\0S"
+_OLD_FILE, SPARSE_FILE = b"\0S"
 
 
 class MemberKind(Enum):
@@ -56,6 +56,7 @@ _KINDS = {
     ord("6"): MemberKind.FIFO,
     ord("7"): MemberKind.FILE,  # contiguous, a file anywhere but on MASSCOMP's RTU
 }
+_SPARSE_KINDS = _KINDS | {SPARSE_FILE: MemberKind.FILE}
 _LINKS = (MemberKind.HARDLINK, MemberKind.SYMLINK)
 _DEVICES = (MemberKind.CHARACTER, MemberKind.BLOCK)
 
@@ -67,7 +68,8 @@ class Member:
     Attributes:
         name: raw bytes; never empty, no NUL, at most 4096 with components of at most 255.
         kind: what it is.
-        size: bytes of body that can be read; 0 for everything but files.
+        size: bytes of body that can be read; 0 for everything but files. Of a sparse file these
+            are its data without the holes.
         linkname: target of a link, raw; empty for everything else.
         mode: permission bits, 0 to 0o7777.
         uid: owner.
@@ -79,6 +81,9 @@ class Member:
         devminor: of devices, else 0.
         xattrs: extended attributes by their raw full name, as ``user.comment``.
         offset: where the body begins in the stream, in bytes.
+        realsize: length of the file when it is written out; `size` for all but sparse files.
+        sparse: of a sparse file, offset and length of each piece of data, ascending and disjoint;
+            the lengths add up to `size`. None for all others.
     """
 
     name: bytes
@@ -95,15 +100,21 @@ class Member:
     devminor: int
     xattrs: Mapping[bytes, bytes]
     offset: int
+    realsize: int
+    sparse: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(slots=True)
 class Extensions:
-    """What the headers in front of a member said about it; None where there was none."""
+    """What the headers in front of a member said about it; None where there was none.
+
+    `sparse` has the PAX records of a sparse file, in order, where these are wanted.
+    """
 
     name: bytes | None = None
     linkname: bytes | None = None
     pax: dict[bytes, bytes] | None = None
+    sparse: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return self.name is not None or self.linkname is not None or self.pax is not None
@@ -138,7 +149,7 @@ def extension_size(block: bytes) -> int:
     Raises:
         MalformedError: no number, or more than 1 MiB.
     """
-    size = _number(block[124:136], "size")
+    size = number(block[124:136], "size")
     if size > MAX_EXTENSION:
         raise MalformedError(f"extension header of {size} bytes, more than {MAX_EXTENSION}")
     return size
@@ -161,13 +172,16 @@ def long_name(data: bytes) -> bytes:
     return name
 
 
-def build_member(block: bytes, extensions: Extensions, offset: int) -> tuple[Member, int]:
+def build_member(
+    block: bytes, extensions: Extensions, offset: int, *, sparse: bool = False
+) -> tuple[Member, int]:
     """Put a member together from its last header and the extensions before it.
 
     Args:
         block: the header, whose checksum was verified.
         extensions: what came before.
         offset: where the body begins.
+        sparse: let sparse files pass, as ordinary ones: their map is read elsewhere.
 
     Returns:
         The member, and how many bytes its headers say that it has. These are stored behind
@@ -178,38 +192,40 @@ def build_member(block: bytes, extensions: Extensions, offset: int) -> tuple[Mem
     """
     name, mode, uid, gid, size, mtime, _, flag, link, magic, *rest = _FIELDS.unpack(block)
     uname, gname, major, minor, prefix = rest
-    kind = _KINDS.get(flag)
+    kind = _SPARSE_KINDS.get(flag) if sparse else _KINDS.get(flag)
     if kind is None:
         raise MalformedError(_unknown(flag))
-    pax = _NO_PAX if extensions.pax is None else interpret(extensions.pax)
+    pax = _NO_PAX if extensions.pax is None else interpret(extensions.pax, sparse=sparse)
     posix = magic[:6] == _USTAR
-    named = posix or magic == _GNU
+    named = posix or magic == GNU_MAGIC
     own = _ustar_path(name, prefix, block) if posix and prefix[0] else _text(name)
     path = _check_path(_choose(own, extensions.name, pax.path))
     if flag == _OLD_FILE and path.endswith(b"/"):
         kind = MemberKind.DIRECTORY
-    said = _size(_number(size, "size"), pax.size)
+    said = _size(number(size, "size"), pax.size)
+    stored = said if kind is MemberKind.FILE else 0
     member = Member(
         path,
         kind,
-        said if kind is MemberKind.FILE else 0,
+        stored,
         _linkname(_choose(_text(link), extensions.linkname, pax.linkpath)) if kind in _LINKS else b"",
-        _number(mode, "mode") & 0o7777,
-        _number(uid, "uid") if pax.uid is None else pax.uid,
-        _number(gid, "gid") if pax.gid is None else pax.gid,
+        number(mode, "mode") & 0o7777,
+        number(uid, "uid") if pax.uid is None else pax.uid,
+        number(gid, "gid") if pax.gid is None else pax.gid,
         _time(mtime) if pax.mtime_ns is None else pax.mtime_ns,
         pax.uname or (_text(uname) if named else b""),
         pax.gname or (_text(gname) if named else b""),
-        _number(major, "device number") if kind in _DEVICES and named else 0,
-        _number(minor, "device number") if kind in _DEVICES and named else 0,
+        number(major, "device number") if kind in _DEVICES and named else 0,
+        number(minor, "device number") if kind in _DEVICES and named else 0,
         pax.xattrs,
         offset,
+        stored,
     )
     return member, said
 
 
 def _unknown(flag: int) -> str:
-    if flag == _SPARSE_FILE:
+    if flag == SPARSE_FILE:
         return "sparse files are not supported"
     return f"unknown type flag {chr(flag)!r}"
 
@@ -257,8 +273,12 @@ def _size(own: int, pax: int | None) -> int:
 
 
 @lru_cache(maxsize=1024)  # most members of an archive have the same few modes, owners and times
-def _number(raw: bytes, what: str) -> int:
-    """An octal or base-256 field; blank is 0."""
+def number(raw: bytes, what: str) -> int:
+    """An octal or base-256 field; blank is 0.
+
+    Raises:
+        MalformedError: no number between 0 and 2**63 - 1; `what` says which one it should be.
+    """
     digits = raw.strip(b" \0")
     if not digits:
         return 0
@@ -280,6 +300,6 @@ def _time(raw: bytes) -> int:
     if raw[0] & 0x80:
         return nanoseconds(int.from_bytes(raw, "big") - (1 << (96 if raw[0] & 0x40 else 95)), 0)
     try:
-        return nanoseconds(_number(raw, "mtime"), 0)
+        return nanoseconds(number(raw, "mtime"), 0)
     except MalformedError:
         return 0

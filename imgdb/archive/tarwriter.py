@@ -17,9 +17,14 @@ ALIGN_FROM = 1 << 16
 END = 2 * ZERO_BLOCK
 """What every archive ends with."""
 
-_NAME = 100
+NAME = 100
+"""Bytes that the fields for a name and for a link's target hold."""
+OCTAL_LIMIT = 8**11
+"""The first size, and the first time, that an octal field can't hold."""
+DEVICE_LIMIT = 1 << 56
+"""The first device number that no field can hold."""
+
 _PREFIX = 155
-_OCTAL_LIMIT = 8**11
 _MAX_SIZE = 2**63
 _TYPES = {MemberKind.FILE: b"0", MemberKind.DIRECTORY: b"5"}
 _SHORTEST_COMMENT = len("12 comment=\n")
@@ -45,7 +50,7 @@ def header(name: str, size: int, *, kind: MemberKind = MemberKind.FILE, mode: in
     path = _checked(name, size, kind, mode)
     records = _records(path, size)
     own = _own(path, size, _TYPES[kind], mode)
-    return _extended(path, records) + own if records else own
+    return extended(path, records) + own if records else own
 
 
 def aligned_header(name: str, size: int, position: int, *, mode: int = 0o444) -> bytes:
@@ -71,7 +76,7 @@ def aligned_header(name: str, size: int, position: int, *, mode: int = 0o444) ->
     if size >= ALIGN_FROM and (records or (position + BLOCK) % ALIGNMENT):
         room = BLOCK * _blocks(len(records), position)
         records += _comment(room - len(records))
-    return _extended(path, records) + own if records else own
+    return extended(path, records) + own if records else own
 
 
 def header_length(name: str, size: int, position: int) -> int:
@@ -103,14 +108,14 @@ def _records(path: bytes, size: int) -> bytes:
     """The PAX records that ustar makes necessary."""
     records = b""
     if not _fits(path):
-        records += _record(b"path", path)
-    if size >= _OCTAL_LIMIT:
-        records += _record(b"size", b"%d" % size)
+        records += record(b"path", path)
+    if size >= OCTAL_LIMIT:
+        records += record(b"size", b"%d" % size)
     return records
 
 
-def _record(key: bytes, value: bytes) -> bytes:
-    """``LENGTH KEY=VALUE`` and a newline, where LENGTH counts its own digits too."""
+def record(key: bytes, value: bytes) -> bytes:
+    """A PAX record: ``LENGTH KEY=VALUE`` and a newline, where LENGTH counts its own digits too."""
     rest = len(key) + len(value) + 3
     length = rest
     while length != rest + len(str(length)):
@@ -132,43 +137,70 @@ def _blocks(needed: int, position: int) -> int:
     return count
 
 
-def _extended(path: bytes, records: bytes) -> bytes:
-    """A PAX header with its body."""
+def extended(path: bytes, records: bytes) -> bytes:
+    """A PAX header with its body, for the member called `path`."""
     name = b"PaxHeaders/" + path.rstrip(b"/").rpartition(b"/")[2]
-    block = _block(name[:_NAME], b"", len(records), bytes((EXTENDED,)), 0o644)
+    block = ustar_block(name[:NAME], b"", len(records), bytes((EXTENDED,)), 0o644)
     return block + records + padding(len(records))
 
 
 def _own(path: bytes, size: int, flag: bytes, mode: int) -> bytes:
-    prefix, name = _split(path) if _fits(path) else (b"", path[:_NAME])
-    return _block(name, prefix, size if size < _OCTAL_LIMIT else 0, flag, mode)
+    prefix, name = split_path(path) if _fits(path) else (b"", path[:NAME])
+    return ustar_block(name, prefix, size if size < OCTAL_LIMIT else 0, flag, mode)
 
 
 def _fits(path: bytes) -> bool:
-    return path.isascii() and bool(_split(path)[1])
+    return path.isascii() and bool(split_path(path)[1])
 
 
-def _split(path: bytes) -> tuple[bytes, bytes]:
-    """Prefix and name for ustar, the prefix as short as it can be; no name where none fits."""
-    if len(path) <= _NAME:
+def split_path(path: bytes) -> tuple[bytes, bytes]:
+    """Prefix and name for ustar, the prefix as short as it can be; both empty where none fits."""
+    if len(path) <= NAME:
         return b"", path
-    cut = path.find(b"/", len(path) - _NAME - 1, len(path) - 1)
+    cut = path.find(b"/", len(path) - NAME - 1, len(path) - 1)
     return (path[:cut], path[cut + 1 :]) if 0 < cut <= _PREFIX else (b"", b"")
 
 
-def _block(name: bytes, prefix: bytes, size: int, flag: bytes, mode: int) -> bytes:
+def ustar_block(
+    name: bytes,
+    prefix: bytes,
+    size: int,
+    flag: bytes,
+    mode: int,
+    *,
+    owner: tuple[int, int] = (0, 0),
+    mtime: int = 0,
+    linkname: bytes = b"",
+    device: tuple[int, int] = (0, 0),
+) -> bytes:
+    """One header block. Everything must fit its field; owners' names stay empty.
+
+    Args:
+        name: at most 100 bytes.
+        prefix: what stands before the name and a ``/``; at most 155 bytes.
+        size: bytes of body.
+        flag: the type.
+        mode: permission bits.
+        owner: uid and gid, of at most 7 octal digits.
+        mtime: seconds since the epoch, not before it.
+        linkname: at most 100 bytes.
+        device: major and minor number below `DEVICE_LIMIT`; what octal can't hold is binary, as in GNU's.
+    """
     block = b"".join(
         (
-            name.ljust(_NAME, b"\0"),
-            b"%07o\0" % mode,
-            b"0000000\0" * 2,  # owner and group
-            b"%011o\0" % size,
-            b"00000000000\0",  # time
+            name.ljust(NAME, b"\0"),
+            b"%07o\0%07o\0%07o\0" % (mode, *owner),
+            b"%011o\0%011o\0" % (size, mtime),
             b" " * 8,
-            flag.ljust(101, b"\0"),  # no link name
+            flag,
+            linkname.ljust(NAME, b"\0"),
             b"ustar\x0000".ljust(72, b"\0"),  # no names of owner and group
-            b"0000000\0" * 2,  # no device
+            *map(_device_number, device),
             prefix.ljust(_PREFIX + 12, b"\0"),
         )
     )
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _device_number(number: int) -> bytes:
+    return b"%07o\0" % number if number < 8**7 else (1 << 63 | number).to_bytes(8, "big")

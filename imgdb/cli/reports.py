@@ -25,9 +25,9 @@ def gc_plan(plan: GcPlan | None) -> dict[str, Any]:
     freed = plan.freed
     return {
         "dry_run": True,
-        "freed_bytes": sum(freed.values()),
+        "freed_bytes": plan.freed_bytes,
         "freed_blobs": len(freed),
-        "freed_snapshots": 0,
+        "freed_snapshots": len(plan.snapshots),
         "expired_leases": len(plan.expired),
         "kept_bytes": plan.kept_bytes,
         "remaining_bytes": 0,
@@ -59,6 +59,8 @@ def gc_line(report: Mapping[str, Any], *, dry_run: bool) -> str:
     """One line for people."""
     verb = "would free" if dry_run else "freed"
     blobs = f"{report['freed_blobs']} blob{'' if report['freed_blobs'] == 1 else 's'}"
+    if report["freed_snapshots"]:
+        blobs += f", {report['freed_snapshots']} snapshot{'' if report['freed_snapshots'] == 1 else 's'}"
     line = f"{verb} {blobs}, {human_size(report['freed_bytes'])}; kept {human_size(report['kept_bytes'])}"
     if report["expired_leases"]:
         line += f"; {report['expired_leases']} expired leases"

@@ -42,6 +42,18 @@ SECTIONS = (
         ),
     ),
     Section(
+        "File systems",
+        (
+            Entry(("unpack",), "filesystem:unpack", "Unpack the layers of images into snapshots."),
+            Entry(("mount",), "filesystem:mount", "Mount an image or a snapshot at a directory.", ("mount",)),
+            Entry(("umount", "unmount"), "filesystem:umount", "End mounts.", ("unmount",)),
+            Entry(
+                ("snapshot",), "snapshot:snapshot", "Root file systems under a key: ls, prepare, exec, rm."
+            ),
+            Entry(("rootfs",), "filesystem:rootfs", "Write a root file system as one tar (docker export)."),
+        ),
+    ),
+    Section(
         "Store",
         (
             Entry(("gc",), "keep:gc", "Free what nothing needs."),

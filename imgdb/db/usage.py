@@ -1,4 +1,4 @@
-"""Which images are used, and what snapshots take.
+"""Which images are used.
 
 Used means pinned, leased by name or target, mounted, unpacked for a container, or owned.
 Source: design §7 (prune).
@@ -6,10 +6,9 @@ Source: design §7 (prune).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from imgdb.db import leases
 from imgdb.db.graph import above
@@ -25,16 +24,6 @@ _images = table_of(Image)
 _blobs = table_of(Blob)
 _resources = table_of(LeaseResource)
 _snapshots = table_of(Snapshot)
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotTotals:
-    """Snapshots; sizes in bytes."""
-
-    total: int
-    active: int
-    size: int
-    reclaimable: int
 
 
 def used_names(connection: Connection, dead: Collection[str] | None = None) -> set[str]:
@@ -69,12 +58,3 @@ def _unpacked(connection: Connection) -> set[str]:
         return set()
     targets = above(connection, manifests)
     return set(connection.execute(select(_images.c.name).where(_images.c.target_id.in_(targets))).scalars())
-
-
-def snapshots(connection: Connection) -> SnapshotTotals:
-    """Count snapshots; reclaimable are committed ones that nothing refers to."""
-    size = func.coalesce(func.sum(_snapshots.c.usage_bytes), 0)
-    total, every = connection.execute(select(func.count(), size).select_from(_snapshots)).one()
-    idle = (_snapshots.c.kind == "committed") & (_snapshots.c.refcount == 0)
-    unused, free = connection.execute(select(func.count(), size).select_from(_snapshots).where(idle)).one()
-    return SnapshotTotals(total, total - unused, every, free)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from imgdb.db import catalog
 from imgdb.db.views_images import CONFIGS, IMAGES, LAYER_SHARING, LAYERS, MANIFESTS
-from imgdb.db.views_store import BLOBS, DISK_USAGE, GARBAGE, HISTORY, LEASES
+from imgdb.db.views_store import BLOBS, DISK_USAGE, GARBAGE, HISTORY, LEASES, MOUNTS, SNAPSHOTS
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -29,6 +29,8 @@ VIEWS = (
     LEASES,
     CONFIGS,
     HISTORY,
+    SNAPSHOTS,
+    MOUNTS,
 )
 
 

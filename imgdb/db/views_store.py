@@ -112,3 +112,57 @@ HISTORY = View(
     },
     "FROM imgdb_image_history AS h",
 )
+
+_CHAIN = "sha256:328be8fe…"
+
+SNAPSHOTS = View(
+    "imgdb_v1_snapshots",
+    "One row for each unpacked layer, and for each file system that was prepared on one.",
+    {
+        "key": text("s.key", "its name; of an unpacked layer the chain ID", _CHAIN),
+        "kind": text(
+            "s.kind", "active (writable), view (read-only) or committed (never changes)", "committed"
+        ),
+        "parent": text("p.key", "key of the snapshot below; NULL for none", "sha256:ac8b22cd…"),
+        "chain_id": text("s.chain_id", "of an unpacked layer; NULL for what was prepared by hand", _CHAIN),
+        "size": number(
+            "s.usage_bytes",
+            "of its own directory, without its parents; NULL while it can change",
+            "83886080",
+            BYTES,
+        ),
+        "inodes": number("s.usage_inodes", "in its own directory; NULL while it can change", "6668"),
+        "refcount": number("s.refcount", "children, unpacked manifests, mounts and leases", "1"),
+        "manifest": text(
+            "(SELECT min(b.digest) FROM imgdb_unpacks AS u JOIN imgdb_blobs AS b ON b.id = u.manifest_id"
+            " WHERE u.snapshot_id = s.id)",
+            "digest of an image manifest of which this is the topmost layer; NULL for none",
+            _DIGEST,
+        ),
+        "labels": json("s.labels", "labels of the snapshot", '{"a": "b"}'),
+        "directory": text(
+            "'snapshots/' || s.id || '/fs'",
+            "where it is, below the store, in overlayfs's form",
+            "snapshots/7/fs",
+        ),
+        "created": moment("s.created_at", "when it was made"),
+    },
+    "FROM imgdb_snapshots AS s LEFT JOIN imgdb_snapshots AS p ON p.id = s.parent_id",
+)
+
+MOUNTS = View(
+    "imgdb_v1_mounts",
+    "One row for each mount that `imgdb mount` made and nobody ended with `imgdb umount`.",
+    {
+        "target": text("m.target", "the directory", "/mnt/app"),
+        "snapshot": text("s.key", "key of what is mounted there", _CHAIN),
+        "boot_id": text(
+            "m.boot_id",
+            "of the machine's run in which it was made, as in /proc/sys/kernel/random/boot_id; of another one"
+            " it is over",
+            "04453bac-168a-4ef2-adda-9c7ea2dc5200",
+        ),
+        "created": moment("m.created_at", "when it was made"),
+    },
+    "FROM imgdb_mounts AS m JOIN imgdb_snapshots AS s ON s.id = m.snapshot_id",
+)

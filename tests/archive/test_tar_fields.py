@@ -53,6 +53,7 @@ def test_fields_of_a_ustar_member():
         devminor=9,
         xattrs={},
         offset=BLOCK,
+        realsize=0,
     )
 
 

@@ -276,6 +276,7 @@ def test_documentation_matches(store, described):
     """Names and order are those of the view, types those of its values, and nothing is left blank."""
     store.lease("x", expires_at=T0, owner_kind="k", owner_id="i")
     store.blob("free")
+    store.mount(store.snapshot("upper", store.snapshot("lower"), kind="active"), "/mnt")
     cursor = store.connection.execute(f"SELECT * FROM {described.name}")
     assert [column[0] for column in cursor.description] == list(described.columns)
     rows = cursor.fetchall()

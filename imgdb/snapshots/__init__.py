@@ -1,0 +1,1 @@
+"""Unpacked file systems: layers become directories, directories become mounts."""

@@ -1,0 +1,335 @@
+"""Snapshots on disk: made in private, published whole, swept when nobody needs them.
+
+::
+
+    snapshots/<id>/        id of the row
+        fs/                the layer, in overlay form
+        work/              overlayfs's own, of active snapshots
+        skipped.jsonl      what a plain user could not set, where there is any
+    snapshots/new-<hex>/   being made; flocked by its owner, renamed to an id when it is durable
+    snapshots/empty/       a layer without anything, since overlayfs wants two
+
+A directory without a row whose lock can be had belongs to nobody. It stays locked from before it
+exists under its id until its row is committed, so a collector, which tries the lock first and
+asks for the row second, never takes one that is wanted. Source: design §4.2, §4.9, §6.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from imgdb.content.files import make_private_directory, sync_directory, sync_filesystem
+from imgdb.content.holds import locked
+from imgdb.errors import BusyError, DataLossError
+from imgdb.snapshots.beneath import DIRECTORY
+from imgdb.snapshots.trees import Usage, measure, remove_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+_NEW = "new-"
+EMPTY = "empty"
+SKIPPED = "skipped.jsonl"
+
+
+class StagedSnapshot:
+    """A snapshot's directory before it has an id; locked as long as this object is open.
+
+    Attributes:
+        path: where it is now.
+        fd: of the directory.
+    """
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    def open_fs(self) -> int:
+        """A descriptor of the layer itself; the caller's."""
+        return os.open("fs", DIRECTORY, dir_fd=self.fd)
+
+    def close(self) -> None:
+        """Let go of the lock; the row protects it from here on."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class SnapshotDirectory:
+    """The part of a store's directory where snapshots are.
+
+    Args:
+        root: the store's directory.
+        durable: False skips syncing, for tests only.
+    """
+
+    def __init__(self, root: str, *, durable: bool = True) -> None:
+        self.root = root
+        self.path = os.path.join(root, "snapshots")
+        self.durable = durable
+        self._gc_lock = os.path.join(root, "gc.lock")
+
+    def fs(self, snapshot: int) -> str:
+        """Path of a snapshot's layer."""
+        return os.path.join(self.path, str(snapshot), "fs")
+
+    def work(self, snapshot: int) -> str:
+        """Path of overlayfs's own directory beside it."""
+        return os.path.join(self.path, str(snapshot), "work")
+
+    @property
+    def empty(self) -> str:
+        """Path of a layer without anything."""
+        return os.path.join(self.path, EMPTY)
+
+    def open_fs(self, snapshot: int) -> int:
+        """A descriptor of a snapshot's layer; the caller's.
+
+        Raises:
+            DataLossError: the row has no directory.
+        """
+        try:
+            return os.open(self.fs(snapshot), DIRECTORY)
+        except FileNotFoundError:
+            raise DataLossError(
+                f"{self.fs(snapshot)} is lost; remove that snapshot and unpack its image again"
+            ) from None
+
+    # -- making ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def stage(self, *, work: bool = False) -> Iterator[StagedSnapshot]:
+        """A new directory with ``fs/`` in it; removed at the end unless it was published.
+
+        Args:
+            work: make ``work/`` as well.
+        """
+        make_private_directory(self.path)
+        make_private_directory(self.empty)
+        staged = self._new()
+        try:
+            for name in ("fs", "work") if work else ("fs",):
+                os.mkdir(name, 0o700, dir_fd=staged.fd)
+            os.chmod("fs", 0o755, dir_fd=staged.fd)  # noqa: S103 - below a directory of 0700
+            yield staged
+        finally:
+            if os.path.basename(staged.path).startswith(_NEW):
+                self._discard(staged.path)
+            staged.close()
+
+    def _new(self) -> StagedSnapshot:
+        """Made and locked in one, as far as a collector can see."""
+        with locked(self._gc_lock, fcntl.LOCK_SH):
+            path = os.path.join(self.path, _NEW + secrets.token_hex(8))
+            os.mkdir(path, 0o700)
+            fd = os.open(path, DIRECTORY)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        return StagedSnapshot(path, fd)
+
+    def publish(
+        self, staged: StagedSnapshot, floor: int, *, again: int | None = None, filled: bool = True
+    ) -> int:
+        """Make a snapshot durable, and give it an id that no directory has.
+
+        Args:
+            staged: complete.
+            floor: the largest id that any row has.
+            again: the id to be taken where its directory is lost.
+            filled: there is something in its layer.
+
+        Raises:
+            OSError: syncing failed.
+        """
+        if self.durable:
+            (sync_filesystem if filled else os.fsync)(staged.fd)
+        number = max([floor, *self._numbers()]) + 1 if again is None else again
+        while not self._rename(staged, str(number)):
+            number = max(floor, number) + 1
+        if self.durable:
+            sync_directory(self.path)
+        return number
+
+    def _rename(self, staged: StagedSnapshot, name: str) -> bool:
+        target = os.path.join(self.path, name)
+        try:
+            os.rename(staged.path, target)
+        except OSError as error:
+            # Never empty, so never replaced.
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+            return False
+        staged.path = target
+        return True
+
+    def withdraw(self, staged: StagedSnapshot) -> None:
+        """Take a published snapshot back: its row was not committed, for certain."""
+        path = os.path.join(self.path, _NEW + secrets.token_hex(8))
+        os.rename(staged.path, path)
+        staged.path = path
+
+    def sync(self, snapshot: int) -> None:
+        """Make what was written into a snapshot durable."""
+        if self.durable:
+            fd = self.open_fs(snapshot)
+            try:
+                sync_filesystem(fd)
+            finally:
+                os.close(fd)
+
+    def measure(self, snapshot: int) -> Usage:
+        """What a snapshot's own layer takes.
+
+        Raises:
+            DataLossError: the row has no directory.
+        """
+        fd = self.open_fs(snapshot)
+        try:
+            return measure(fd)
+        finally:
+            os.close(fd)
+
+    def drop_work(self, snapshot: int) -> None:
+        """Remove what overlayfs needed while a snapshot was active."""
+        fd = os.open(os.path.join(self.path, str(snapshot)), DIRECTORY)
+        try:
+            remove_entry(fd, b"work")
+        finally:
+            os.close(fd)
+
+    # -- using -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def alone(self, snapshot: int, *, deadline_s: float) -> Iterator[None]:
+        """Be the only process that changes a snapshot's layer.
+
+        Raises:
+            BusyError: another one has been doing so for `deadline_s` seconds.
+            DataLossError: the row has no directory.
+        """
+        directory = os.path.join(self.path, str(snapshot))
+        try:
+            with locked_directory(directory, deadline_s=deadline_s):
+                yield
+        except FileNotFoundError:
+            if os.path.isdir(directory):
+                raise
+            raise DataLossError(f"{directory} is lost; the snapshot can only be removed") from None
+
+    # -- sweeping ----------------------------------------------------------------------------
+
+    def directories(self) -> list[int]:
+        """Ids that have a directory."""
+        return sorted(self._numbers())
+
+    def older_than(self, moment: float) -> list[int]:
+        """Ids of directories that nobody has renamed or changed since, in seconds since the epoch."""
+        found = []
+        for number in self.directories():
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(os.path.join(self.path, str(number))).st_ctime <= moment:
+                    found.append(number)
+        return found
+
+    def _numbers(self) -> list[int]:
+        with contextlib.suppress(FileNotFoundError):
+            return [int(name) for name in os.listdir(self.path) if name.isascii() and name.isdigit()]
+        return []
+
+    def sweep(self, ids: Collection[int], known: Callable[[Collection[int]], Collection[int]]) -> list[int]:
+        """Remove directories that have no row, and that nobody is about to give one.
+
+        Args:
+            ids: candidates.
+            known: given some ids, returns those that rows have; asked after the locks were tried.
+
+        Returns:
+            Those that are gone.
+        """
+        with locked(self._gc_lock, fcntl.LOCK_EX):
+            free = {number for number in ids if self._is_free(str(number))}
+            unknown = sorted(free - set(known(free)))
+            gone = [number for number in unknown if self._to_trash(str(number))]
+        self._empty_trash()
+        return gone
+
+    def remove_dead(self) -> None:
+        """Remove what was being made when its process was killed."""
+        with contextlib.suppress(FileNotFoundError):
+            with locked(self._gc_lock, fcntl.LOCK_EX):
+                for name in os.listdir(self.path):
+                    if name.startswith(_NEW) and self._is_free(name):
+                        self._to_trash(name)
+            self._empty_trash()
+
+    def _is_free(self, name: str) -> bool:
+        try:
+            fd = os.open(os.path.join(self.path, name), DIRECTORY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def _to_trash(self, name: str) -> bool:
+        trash = os.path.join(self.root, "trash", f"snapshot-{secrets.token_hex(8)}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(os.path.join(self.path, name), trash)
+            return True
+        return False
+
+    def _discard(self, path: str) -> None:
+        """Of our own, so without a lock; through the trash, where a killed removal is ended by others."""
+        name = os.path.basename(path)
+        with contextlib.suppress(OSError):
+            try:
+                self._to_trash(name)
+                self._empty_trash()
+            except OSError:  # somebody mounted something between here and there
+                fd = os.open(self.path, DIRECTORY)
+                try:
+                    remove_entry(fd, os.fsencode(name))
+                finally:
+                    os.close(fd)
+
+    def _empty_trash(self) -> None:
+        trash = os.path.join(self.root, "trash")
+        fd = os.open(trash, DIRECTORY)
+        try:
+            for name in os.listdir(fd):
+                if name.startswith(("snapshot-", ".imgdb-")):
+                    # Another collector may be at the same.
+                    with contextlib.suppress(FileNotFoundError):
+                        remove_entry(fd, os.fsencode(name))
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def locked_directory(path: str, *, deadline_s: float) -> Iterator[None]:
+    """Hold a lock on a directory itself; errors as `SnapshotDirectory.alone`."""
+    fd = os.open(path, DIRECTORY)
+    end = time.monotonic() + deadline_s
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise BusyError(
+                        f"{path} is in use by another process; try again when that is done"
+                    ) from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,1 @@
+"""Unpacking images: a plan, then a chain of snapshots."""
