@@ -156,9 +156,9 @@ def _write_others(reader: TarReader, names: Iterable[_Name], out: _Output) -> No
 
 def _find(members: Iterator[tuple[int, Member]], wanted: int) -> Member:
     for number, member in members:
-        if number == wanted and member.kind not in {MemberKind.HARDLINK, MemberKind.DIRECTORY}:
-            return member
-        if number >= wanted:
+        if number == wanted:
+            if member.kind is not MemberKind.HARDLINK and member.kind is not MemberKind.DIRECTORY:
+                return member
             break
     raise BadArchiveError("it changed while it was read")
 

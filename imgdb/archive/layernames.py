@@ -101,7 +101,7 @@ def below_whiteout(parents: list[bytes]) -> Whiteout:
     Raises:
         BadArchiveError: the directory is named like a whiteout, which can't be a directory.
     """
-    kinds = {whiteout(part)[0] for part in parents if part.startswith(_PREFIX)}
+    kinds = [whiteout(part)[0] for part in parents if part.startswith(_PREFIX)]
     if Whiteout.RESERVED in kinds:
         return Whiteout.RESERVED
     if kinds:

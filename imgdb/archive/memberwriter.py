@@ -120,7 +120,7 @@ def _seconds(nanoseconds: int) -> bytes:
 
 
 def _check(member: Member) -> None:
-    is_link = member.kind in {MemberKind.HARDLINK, MemberKind.SYMLINK}
+    is_link = member.kind is MemberKind.HARDLINK or member.kind is MemberKind.SYMLINK
     right = (
         _is_name(member.name)
         and max(map(len, member.name.split(b"/"))) <= MAX_COMPONENT

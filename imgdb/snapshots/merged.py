@@ -96,7 +96,7 @@ class Stack:
         top: tuple[os.stat_result, int] | None = None
         merged = []
         for layer in directory.layers:
-            found = status(self.fds[layer], path)
+            found = self._status(layer, directory, name)
             if found is None:
                 continue
             if not stat.S_ISDIR(found.st_mode):
@@ -109,6 +109,16 @@ class Stack:
             if layer != directory.layers[-1] and self._is_opaque(layer, path):
                 break
         return None if top is None else Found(path, *top, Directory(path, tuple(merged)))
+
+    def _status(self, layer: int, directory: Directory, name: bytes) -> os.stat_result | None:
+        """Of an entry of one layer; None where that has none."""
+        if directory.path:
+            return status(self.fds[layer], directory.child(name))
+        try:
+            # Below the root there is nothing to be resolved, and a stack may be 500 layers high.
+            return os.stat(name, dir_fd=self.fds[layer], follow_symlinks=False)
+        except FileNotFoundError:
+            return None
 
     def _is_opaque(self, layer: int, path: bytes) -> bool:
         with opened(self.fds[layer], path, DIRECTORY) as fd:
