@@ -122,7 +122,7 @@ class FileSystems:
         with directory.stage(work=kind == ACTIVE) as staged:
             if below is not None:
                 _same_root(directory, below, staged)
-            number = directory.publish(staged, floor, filled=False)
+            (number,) = directory.publish([(staged, None)], floor, filled=False)
             new = NewSnapshot(number, key, kind, below and below.key, labels=labels)
             try:
                 made: SnapshotRecord = access.write(
@@ -322,7 +322,7 @@ def _same_root(directory: SnapshotDirectory, below: SnapshotRecord, staged: Stag
     """The topmost layer tells owner and mode of the root."""
     source, target = directory.open_fs(below.id), staged.open_fs()
     try:
-        give(target, of_file(source, os.fstat(source)))
+        give(target, of_file(source, os.fstat(source)), exact=True)
     finally:
         os.close(source)
         os.close(target)

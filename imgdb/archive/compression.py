@@ -37,7 +37,8 @@ RATIO_FREE = 1 << 26
 MAX_RATIO = 1000
 MAX_EMPTY_MEMBERS = 10_000
 
-_CHUNK = 1 << 14  # small, so that what was read and what was consumed hardly differ
+CHUNK = 1 << 14
+"""Compressed bytes read at once: few, so that what was read and what was consumed hardly differ."""
 _PIECE = 1 << 18  # decoders allocate what they are asked for
 
 
@@ -89,7 +90,7 @@ def _begins_bzip2(following: bytes) -> bool:
 
 
 def open_decompressed(
-    source: Source, *, on_warning: Callable[[str], None] = ignore
+    source: Source, *, on_warning: Callable[[str], None] = ignore, chunk: int = CHUNK
 ) -> tuple[Reader, Compression]:
     """Open a stream of bytes as what is in it.
 
@@ -97,6 +98,7 @@ def open_decompressed(
         source: anything with ``readinto`` or ``read``, read from where it stands. Nobody else
             may move it while the returned reader is in use.
         on_warning: called with one line where junk is ignored.
+        chunk: compressed bytes to be read at once; more make it quicker, and busy for longer.
 
     Returns:
         A reader of the plain bytes, and the compression that was found. What is not compressed
@@ -118,7 +120,7 @@ def open_decompressed(
         compression = sniff(stream.peek(SNIFF_LENGTH))
         if compression is Compression.NONE:
             return stream, compression
-    reader = Decompressor(stream, compression, on_warning=on_warning)
+    reader = Decompressor(stream, compression, on_warning=on_warning, chunk=chunk)
     inner = sniff(reader.peek(SNIFF_LENGTH))
     if inner is not Compression.NONE:
         raise BadArchiveError(f"compressed twice: {inner.value} inside {compression.value}")
@@ -134,14 +136,21 @@ class Decompressor:
         stream: what to read from.
         compression: anything but NONE.
         on_warning: called with one line where junk is ignored.
+        chunk: compressed bytes to be read at once.
     """
 
     def __init__(
-        self, stream: Stream, compression: Compression, *, on_warning: Callable[[str], None] = ignore
+        self,
+        stream: Stream,
+        compression: Compression,
+        *,
+        on_warning: Callable[[str], None] = ignore,
+        chunk: int = CHUNK,
     ) -> None:
         self._stream = stream
         self._compression = compression
         self._warn = on_warning
+        self._chunk = chunk
         self._codec = _CODECS[compression]()
         self._input = b""  # read, and not yet fed
         self._ahead = b""  # decompressed by `peek`
@@ -211,7 +220,7 @@ class Decompressor:
         return data
 
     def _read_chunk(self) -> bytes:
-        chunk = self._stream.read(_CHUNK)
+        chunk = self._stream.read(self._chunk)
         self._consumed += len(chunk)
         return chunk
 

@@ -77,15 +77,21 @@ def clean(name: str, base: str = "") -> str | None:
     return "/".join(parts)
 
 
-class _Metered:
-    """Counts what is read from the input, so that progress is exact even when it is compressed."""
+class Metered:
+    """Counts what is read from the input, so that progress is exact even when it is compressed.
+
+    Args:
+        raw: open for reading; may be non-blocking.
+        advance: told how many bytes came.
+    """
 
     def __init__(self, raw: BinaryIO, advance: Callable[[int], None]) -> None:
         self._raw = raw
         self._fill = filler(raw)
         self._advance = advance
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill some of `buffer`, waiting until there is something; 0 at the end."""
         while True:
             try:
                 count = self._fill(buffer)
@@ -102,7 +108,7 @@ class TarSource:
 
     def __init__(self, raw: BinaryIO, advance: Callable[[int], None], warn: Callable[[str], None]) -> None:
         self.total = _size_of(raw)
-        stream, self.compression = open_decompressed(_Metered(raw, advance), on_warning=warn)
+        stream, self.compression = open_decompressed(Metered(raw, advance), on_warning=warn)
         self._reader = TarReader(stream, max_entries=MAX_ENTRIES, on_warning=warn)
         self.readinto = self._reader.readinto
 
@@ -256,19 +262,33 @@ def open_source(
         NoImageError: empty, or no tar.
         ImgdbError: the file can't be read.
     """
-    if not isinstance(source, str):
-        yield TarSource(source, advance, warn)
-    elif os.path.isdir(source):
+    if isinstance(source, str) and os.path.isdir(source):
         with closing(DirectorySource(source, advance)) as directory:
             yield directory
     else:
-        with _open_file(source) as raw:
+        with open_raw(source) as raw:
             yield TarSource(raw, advance, warn)
+
+
+@contextmanager
+def open_raw(source: str | BinaryIO) -> Iterator[BinaryIO]:
+    """Open a path for reading bytes, or take a stream as it is, which then stays open.
+
+    Raises:
+        NotFoundError: no such file.
+        NoImageError: a regular file, and empty.
+        ImgdbError: the file can't be read.
+    """
+    if isinstance(source, str):
+        with _open_file(source) as raw:
+            yield raw
+    else:
+        yield source
 
 
 def _open_file(path: str) -> BinaryIO:
     try:
-        raw = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by open_source
+        raw = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by open_raw
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as error:

@@ -42,6 +42,7 @@ _IMPORT_EXAMPLES = (
     "imgdb import busybox.tar other.tar.gz",
     "docker save busybox | imgdb import",
     "imgdb import --dry-run layout/",
+    "docker export web | imgdb import --rootfs --name web:snapshot -",
 )
 
 
@@ -197,6 +198,11 @@ def _export_options(options: dict[str, Any]) -> ExportOptions:
     help="When a name is taken by another image: dangle (default) keeps that without a name, "
     "replace drops it, refuse imports nothing.",
 )
+@click.option(
+    "--rootfs",
+    is_flag=True,
+    help="A source is the tar of a root file system: make an image of it, for --platform or this host.",
+)
 @click.option("--lease", metavar="ID", help="Let this lease keep the imported images, even without names.")
 @click.option("--allow-incomplete", is_flag=True, help="Take images of which no platform is complete.")
 @click.option("--max-size", type=SizeType(), help="Refuse archives that hold more, such as 20GB.")
@@ -208,7 +214,7 @@ def import_(
     """Read image archives (docker load) of docker, podman, skopeo, containerd and other OCI tools.
 
     A source is a file, a directory with an OCI layout, or standard input; gzip, bzip2, xz and zstd
-    are recognised. For a root file system made by docker export use docker import.
+    are recognised. With --rootfs it does what docker import does with the tars of docker export.
     """
     everything = _sources(sources + inputs, named=options["name"] is not None)
     chosen = _import_options(options)
@@ -264,6 +270,7 @@ def _import_options(options: dict[str, Any]) -> ImportOptions:
         allow_incomplete=options["allow_incomplete"],
         max_size=options["max_size"],
         lease=options["lease"],
+        rootfs=options["rootfs"],
     )
 
 

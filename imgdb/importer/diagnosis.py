@@ -40,8 +40,8 @@ def explain(contents: Contents) -> ImgdbError:
         )
     if _ROOT_DIRECTORIES & {name.split("/")[0] for name in names}:
         return NoImageError(
-            "this is a root file system, not an image archive (it comes from docker export; "
-            "docker import makes an image of it)"
+            "this is a root file system, not an image archive (it comes from docker export); "
+            "--rootfs makes an image of it, as docker import does"
         )
     return NoImageError("no image in the archive: neither index.json nor manifest.json is in it")
 

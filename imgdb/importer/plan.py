@@ -32,12 +32,14 @@ class ImportOptions:
     """What the caller of an import may choose; see the command line's help for the words.
 
     Attributes:
-        platforms: store only these; empty for all.
+        platforms: store only these; empty for all. With `rootfs`, the image's one platform; empty
+            for this host's.
         name: for the one image of the archive.
         replace: ``dangle``, ``refuse`` or ``replace`` a name that points elsewhere.
         allow_incomplete: take images of which no platform is complete.
         max_size: bytes of bodies allowed; None for no limit.
         lease: id of a lease that shall keep the imported targets; None for none.
+        rootfs: the source is a tar of a root file system, to be made an image of one layer.
     """
 
     platforms: Sequence[Platform] = ()
@@ -46,6 +48,7 @@ class ImportOptions:
     allow_incomplete: bool = False
     max_size: int | None = None
     lease: str | None = None
+    rootfs: bool = False
 
     def __post_init__(self) -> None:
         """Mistakes cost nothing when they are found before an archive is read."""
@@ -53,6 +56,8 @@ class ImportOptions:
             raise InvalidArgumentError(f"replace={self.replace!r} is none of {', '.join(REPLACE)}")
         if self.name is not None and parse_normalized(self.name).digest is not None:
             raise InvalidArgumentError(f"--name {self.name}: a name with a digest can't be given")
+        if self.rootfs and len(self.platforms) > 1:
+            raise InvalidArgumentError("--rootfs makes an image of one platform; give one --platform")
 
 
 @dataclass(frozen=True, slots=True)

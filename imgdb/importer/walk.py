@@ -15,6 +15,7 @@ from imgdb.archive.compression import Compression, sniff
 from imgdb.db.blobs import BlobRow
 from imgdb.errors import BadArchiveError, NoImageError
 from imgdb.importer import graph as graphs
+from imgdb.importer import rootfs
 from imgdb.importer.intake import Contents, reading, take_in
 from imgdb.importer.layout import Layout, read_layout
 from imgdb.importer.plan import ImportOptions, ImportPlan, make_plan
@@ -123,6 +124,8 @@ def _take_in(
     dry_run: bool,
     reporter: Reporter,
 ) -> Contents:
+    if options.rootfs:
+        return rootfs.take_in(source, ingest, options, dry_run=dry_run, reporter=reporter)
     with reading(source, reporter) as entries:
         return take_in(
             entries,

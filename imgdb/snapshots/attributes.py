@@ -96,34 +96,44 @@ def of_file(fd: int, status: os.stat_result) -> Attributes:
     return Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, xattrs)
 
 
-def give(fd: int, attributes: Attributes, *, private: bool = False) -> list[str]:
-    """Set everything on an open file or directory.
+def give(
+    fd: int, attributes: Attributes, *, private: bool = False, mode: int = -1, exact: bool = False
+) -> list[str]:
+    """Set everything on a file or directory that this process has just made.
 
     Args:
         fd: open for reading or writing, not with O_PATH.
         attributes: to be set.
         private: keep the owner's own rights, which a plain user needs to go on with a directory.
+        mode: what it has, where that is known.
+        exact: its directory may have passed on a group.
 
     Returns:
         What could not be set, as in `Skipped.what`.
     """
     skipped = []
-    mode = attributes.mode
-    if not _chown(fd, attributes):
+    wanted = attributes.mode
+    is_own = not exact and _is_own(attributes)
+    if not is_own and not try_chown(lambda: os.fchown(fd, attributes.uid, attributes.gid)):
         skipped.append("owner")
-        mode &= ~(stat.S_ISUID | stat.S_ISGID)
-    if private and mode & stat.S_IRWXU != stat.S_IRWXU:
-        mode |= stat.S_IRWXU
+        wanted &= ~(stat.S_ISUID | stat.S_ISGID)
+    if private and wanted & stat.S_IRWXU != stat.S_IRWXU:
+        wanted |= stat.S_IRWXU
         skipped.append("mode")
-    os.fchmod(fd, mode)
+    if wanted != mode or skipped:
+        os.fchmod(fd, wanted)
     if attributes.xattrs and not _set_xattrs(fd, attributes.xattrs):
         skipped.append("xattr")
     os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
     return skipped
 
 
-def _chown(fd: int, attributes: Attributes) -> bool:
-    return try_chown(lambda: os.fchown(fd, attributes.uid, attributes.gid))
+def _is_own(attributes: Attributes) -> bool:
+    """Whether what this process makes has that owner already.
+
+    While a layer is unpacked no directory has its set-group-ID bit, so none passes a group on.
+    """
+    return attributes.uid == os.geteuid() and attributes.gid == os.getegid()
 
 
 def try_chown(chown: Callable[[], None]) -> bool:
@@ -154,7 +164,9 @@ def _set_xattrs(target: int | str, xattrs: Mapping[bytes, bytes], *, follow: boo
     return complete
 
 
-def give_unopened(directory_fd: int, name: bytes, attributes: Attributes, *, link: bool) -> list[str]:
+def give_unopened(
+    directory_fd: int, name: bytes, attributes: Attributes, *, link: bool, exact: bool = False
+) -> list[str]:
     """Set everything on a link, fifo or device just made, without opening it.
 
     Args:
@@ -162,10 +174,12 @@ def give_unopened(directory_fd: int, name: bytes, attributes: Attributes, *, lin
         name: one component.
         attributes: to be set.
         link: it is a symbolic link, which has no mode.
+        exact: its directory may have passed on a group.
     """
     skipped = []
     mode = attributes.mode
-    if not try_chown(
+    is_own = not exact and _is_own(attributes)
+    if not is_own and not try_chown(
         lambda: os.chown(name, attributes.uid, attributes.gid, dir_fd=directory_fd, follow_symlinks=False)
     ):
         skipped.append("owner")
@@ -184,6 +198,13 @@ def give_unopened(directory_fd: int, name: bytes, attributes: Attributes, *, lin
 def _special(xattrs: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Linux has no ``user.*`` on anything but files and directories; containerd drops them, too."""
     return {name: value for name, value in xattrs.items() if not name.startswith(b"user.")}
+
+
+def umask() -> int:
+    """This process's, without changing it for a moment, which other threads would notice."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        line = next((line for line in file if line.startswith("Umask:")), "Umask: 777")
+    return int(line.split()[1], 8)
 
 
 def set_opaque(fd: int) -> None:

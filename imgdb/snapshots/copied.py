@@ -58,7 +58,7 @@ class Copier:
 
     def _give(self, path: bytes, wanted: Attributes) -> None:
         with opened(self._upper, path, DIRECTORY) as fd:
-            attrs.give(fd, wanted, private=os.geteuid() != 0)
+            attrs.give(fd, wanted, private=os.geteuid() != 0, exact=True)
 
     def _make_directory(self, found: Found, directory_fd: int, name: bytes) -> None:
         wanted = attributes_of(self._tree, found)
@@ -105,7 +105,7 @@ def copy_entry(tree: Stack, found: Found, directory_fd: int) -> None:
             fd = os.open(b".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
             try:
                 copy_bytes(source, fd)
-                attrs.give(fd, wanted)
+                attrs.give(fd, wanted, exact=True)
                 # It appears whole or not at all.
                 os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory_fd)
             finally:
@@ -115,4 +115,4 @@ def copy_entry(tree: Stack, found: Found, directory_fd: int) -> None:
         os.symlink(tree.readlink(found), name, dir_fd=directory_fd)
     else:
         os.mknod(name, stat.S_IFMT(mode) | 0o600, found.status.st_rdev, dir_fd=directory_fd)
-    attrs.give_unopened(directory_fd, name, wanted, link=stat.S_ISLNK(mode))
+    attrs.give_unopened(directory_fd, name, wanted, link=stat.S_ISLNK(mode), exact=True)

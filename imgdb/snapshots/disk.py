@@ -31,7 +31,7 @@ from imgdb.snapshots.beneath import DIRECTORY
 from imgdb.snapshots.trees import Usage, measure, remove_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 _NEW = "new-"
 EMPTY = "empty"
@@ -103,9 +103,8 @@ class SnapshotDirectory:
 
     # -- making ------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def stage(self, *, work: bool = False) -> Iterator[StagedSnapshot]:
-        """A new directory with ``fs/`` in it; removed at the end unless it was published.
+    def begin(self, *, work: bool = False) -> StagedSnapshot:
+        """Make a new directory with ``fs/`` in it; `end` must follow.
 
         Args:
             work: make ``work/`` as well.
@@ -113,15 +112,25 @@ class SnapshotDirectory:
         make_private_directory(self.path)
         make_private_directory(self.empty)
         staged = self._new()
+        for name in ("fs", "work") if work else ("fs",):
+            os.mkdir(name, 0o700, dir_fd=staged.fd)
+        os.chmod("fs", 0o755, dir_fd=staged.fd)  # noqa: S103 - below a directory of 0700
+        return staged
+
+    def end(self, staged: StagedSnapshot) -> None:
+        """Let go of a directory, and remove it unless it was published; again is fine."""
+        if staged.fd >= 0 and os.path.basename(staged.path).startswith(_NEW):
+            self._discard(staged.path)
+        staged.close()
+
+    @contextlib.contextmanager
+    def stage(self, *, work: bool = False) -> Iterator[StagedSnapshot]:
+        """`begin` and `end` around a block."""
+        staged = self.begin(work=work)
         try:
-            for name in ("fs", "work") if work else ("fs",):
-                os.mkdir(name, 0o700, dir_fd=staged.fd)
-            os.chmod("fs", 0o755, dir_fd=staged.fd)  # noqa: S103 - below a directory of 0700
             yield staged
         finally:
-            if os.path.basename(staged.path).startswith(_NEW):
-                self._discard(staged.path)
-            staged.close()
+            self.end(staged)
 
     def _new(self) -> StagedSnapshot:
         """Made and locked in one, as far as a collector can see."""
@@ -133,27 +142,33 @@ class SnapshotDirectory:
         return StagedSnapshot(path, fd)
 
     def publish(
-        self, staged: StagedSnapshot, floor: int, *, again: int | None = None, filled: bool = True
-    ) -> int:
-        """Make a snapshot durable, and give it an id that no directory has.
+        self, wanted: Sequence[tuple[StagedSnapshot, int | None]], floor: int, *, filled: bool = True
+    ) -> list[int]:
+        """Make snapshots durable, and give each an id that no directory has.
 
         Args:
-            staged: complete.
+            wanted: complete ones; with each the id that it is to take where its directory is lost.
             floor: the largest id that any row has.
-            again: the id to be taken where its directory is lost.
-            filled: there is something in its layer.
+            filled: there is something in their layers.
 
         Raises:
             OSError: syncing failed.
         """
-        if self.durable:
-            (sync_filesystem if filled else os.fsync)(staged.fd)
-        number = max([floor, *self._numbers()]) + 1 if again is None else again
-        while not self._rename(staged, str(number)):
-            number = max(floor, number) + 1
+        if self.durable and wanted:
+            if filled:
+                sync_filesystem(wanted[0][0].fd)
+            else:
+                for staged, _ in wanted:
+                    os.fsync(staged.fd)
+        numbers = []
+        for staged, lost in wanted:
+            number = max([floor, *self._numbers()]) + 1 if lost is None else lost
+            while not self._rename(staged, str(number)):
+                number = max(floor, number) + 1
+            numbers.append(number)
         if self.durable:
             sync_directory(self.path)
-        return number
+        return numbers
 
     def _rename(self, staged: StagedSnapshot, name: str) -> bool:
         target = os.path.join(self.path, name)

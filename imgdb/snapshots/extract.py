@@ -74,6 +74,7 @@ class Extractor:
         self._parents = Parents(self._tree)
         self._has_lowers = bool(lowers)
         self._private = os.geteuid() != 0
+        self._settable = 0o777 & ~attrs.umask()
         self._warn = on_warning
         self._on_skip = on_skip
         self._left = self._max = max_bytes
@@ -251,10 +252,12 @@ class Extractor:
     ) -> list[str]:
         """Make anything but directories and hard links; returns what could not be given."""
         if member.kind is MemberKind.FILE:
-            fd = os.open(name, _NEW, 0o600, dir_fd=directory_fd)
+            # Nobody else sees it yet, so it may have its mode at once.
+            mode = wanted.mode & self._settable
+            fd = os.open(name, _NEW, mode, dir_fd=directory_fd)
             try:
                 self._write(fd, member, body)
-                return attrs.give(fd, wanted)
+                return attrs.give(fd, wanted, mode=mode)
             finally:
                 os.close(fd)
         if member.kind is MemberKind.SYMLINK:

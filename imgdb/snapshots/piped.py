@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from imgdb.archive.stream import Source
 
-_PIECE = 1 << 18
-_AHEAD = 16  # pieces
+# Large, for each step hands Python's lock around between the threads, which costs more than the step.
+_CHUNK = 1 << 16
+_PIECE = 1 << 19
+_AHEAD = 8  # pieces
 
 
 class Piped:
@@ -95,14 +97,9 @@ class Piped:
     def _decompress(self) -> None:
         end: BaseException | None = None
         try:
-            plain, _ = open_decompressed(self._source, on_warning=self._warn)
+            plain, _ = open_decompressed(self._source, on_warning=self._warn, chunk=_CHUNK)
             fill = filler(plain)
-            while not self._stopped.is_set():
-                buffer = bytearray(_PIECE)
-                count = fill(memoryview(buffer))
-                if not count:
-                    break
-                piece = bytes(memoryview(buffer)[:count])
+            while not self._stopped.is_set() and (piece := _full(fill)):
                 self._put(self._hashed, piece)
                 self._put(self._pieces, piece)
         except BaseException as error:  # noqa: BLE001 - raised again where it is read
@@ -133,6 +130,16 @@ class Piped:
                 where.get_nowait()
         except queue.Empty:
             pass
+
+
+def _full(fill: Callable[[memoryview], int]) -> bytes:
+    """A whole piece; a shorter one only at the end."""
+    buffer = bytearray(_PIECE)
+    view = memoryview(buffer)
+    done = 0
+    while done < _PIECE and (count := fill(view[done:])):
+        done += count
+    return bytes(view[:done])
 
 
 class Counted:

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from imgdb.db import blobs, events, images, snapshots
 from imgdb.db.leases import CONTENT, SNAPSHOTS, Resource
-from imgdb.db.snapshots import COMMITTED, STANDALONE, NewSnapshot
+from imgdb.db.snapshots import STANDALONE
 from imgdb.db.sql import now_us
 from imgdb.errors import (
-    AlreadyExistsError,
     BadArchiveError,
     DataLossError,
     ImgdbError,
@@ -32,6 +31,7 @@ from imgdb.snapshots.disk import SKIPPED
 from imgdb.snapshots.layer import MAX_BYTES, Applied, apply_layer
 from imgdb.snapshots.piped import Counted
 from imgdb.snapshots.skipped import SkipLog
+from imgdb.unpacker.batch import Batch, Finished
 from imgdb.unpacker.plan import NO_LAYERS, Job, Unpacked
 
 if TYPE_CHECKING:
@@ -98,38 +98,98 @@ class Unpacker:
         _allow_descriptors(len(job.layers) + _SPARE_DESCRIPTORS)
         facts = self._access.read(lambda c: blobs.find(c, {layer.digest for layer in job.layers}))
         total = sum(facts[x.digest].size for x in job.layers if x.chain_id not in there)
-        with contextlib.ExitStack() as stack, self._reporter.phase("unpack", total):
-            lowers: list[int] = []
-            parent = None
-            for layer in job.layers:
-                if layer.chain_id not in there:
-                    self._reporter.blob(str(layer.digest), facts[layer.digest].size)
-                    self._layer(layer, parent, lowers, skipped)
-                parent = str(layer.chain_id)
-                self._put_on_top(parent, lowers, stack)
-            if not job.layers:
-                self._empty()
+        batch = Batch(self._access, self._directory)
+        with contextlib.ExitStack() as ends, self._reporter.phase("unpack", total):
+            ends.callback(batch.discard)
+            try:
+                self._layers(job, there, batch, ends, skipped)
+            except (ImgdbError, OSError):
+                # What was finished before is right, and saves work the next time.
+                with contextlib.suppress(ImgdbError, OSError):
+                    batch.publish()
+                raise
+            self._publish(batch)
 
-    def _put_on_top(self, key: str, lowers: list[int], stack: contextlib.ExitStack) -> None:
+    def _publish(self, batch: Batch) -> None:
+        try:
+            batch.publish()
+        except OSError as error:
+            raise _told(error, self._directory.path) from error
+
+    def _layers(
+        self, job: Job, there: set[str], batch: Batch, ends: contextlib.ExitStack, skipped: Counter[str]
+    ) -> None:
+        lowers: list[int] = []
+        parent = None
+        for layer in job.layers:
+            key = str(layer.chain_id)
+            lock = None if key in there else self._lock(layer, batch)
+            if lock is None:
+                self._put_known(key, lowers, ends)
+            else:
+                self._reporter.blob(str(layer.digest), os.fstat(lock.fileno()).st_size)
+                self._layer(layer, parent, lock, lowers, batch, ends, skipped)
+            parent = key
+        if not job.layers:
+            staged = self._directory.begin()
+            batch.add(Finished(staged, NO_LAYERS, None, {}, None))
+
+    def _put_known(self, key: str, lowers: list[int], ends: contextlib.ExitStack) -> None:
         record = self._access.read(lambda c: snapshots.get(c, key))
         if record.is_standalone:
             lowers.clear()
         fd = self._directory.open_fs(record.id)
-        stack.callback(os.close, fd)
+        ends.callback(os.close, fd)
         lowers.insert(0, fd)
 
+    def _lock(self, layer: LayerToUnpack, batch: Batch) -> BinaryIO | None:
+        """The layer's blob, locked: whoever else unpacks it waits; None when it is unpacked by then.
+
+        Nobody waits for one lock while he has others, or two images with the same layers in another
+        order would wait for each other.
+        """
+        blob = self._open(layer)
+        try:
+            try:
+                fcntl.flock(blob, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._publish(batch)
+                fcntl.flock(blob, fcntl.LOCK_EX)
+            if not self._known([str(layer.chain_id)]):
+                return blob
+        except BaseException:
+            blob.close()
+            raise
+        blob.close()
+        return None
+
     def _layer(
-        self, layer: LayerToUnpack, parent: str | None, lowers: list[int], skipped: Counter[str]
+        self,
+        layer: LayerToUnpack,
+        parent: str | None,
+        blob: BinaryIO,
+        lowers: list[int],
+        batch: Batch,
+        ends: contextlib.ExitStack,
+        skipped: Counter[str],
     ) -> None:
-        with self._open(layer) as blob:
-            # Whoever unpacks the same layer waits here, in this process and in others.
-            fcntl.flock(blob, fcntl.LOCK_EX)
-            if self._known([str(layer.chain_id)]):
-                return
-            with self._directory.stage() as staged:
+        try:
+            staged = self._directory.begin()
+            try:
                 applied = self._apply(layer, blob, staged, lowers, skipped)
-                labels = {STANDALONE: "true"} if applied.hides_all else {}
-                self._publish(staged, str(layer.chain_id), parent, labels)
+                fd = staged.open_fs()
+            except BaseException:
+                self._directory.end(staged)
+                raise
+        except BaseException:
+            blob.close()
+            raise
+        labels = {STANDALONE: "true"} if applied.hides_all else {}
+        batch.add(Finished(staged, str(layer.chain_id), parent, labels, blob))
+        ends.callback(os.close, fd)
+        if applied.hides_all:
+            lowers.clear()
+        lowers.insert(0, fd)
 
     def _open(self, layer: LayerToUnpack) -> BinaryIO:
         try:
@@ -181,25 +241,6 @@ class Unpacker:
             )
             raise DataLossError(f"blob {layer.digest} is damaged; import an archive that has it")
         raise BadArchiveError(f"layer {layer.digest} can't be unpacked: {why}")
-
-    def _publish(self, staged: StagedSnapshot, key: str, parent: str | None, labels: dict[str, str]) -> None:
-        lost = self._access.read(lambda c: snapshots.find(c, key))
-        floor = self._access.read(snapshots.largest_id)
-        # A row whose directory was lost gets it back, with everything that refers to it.
-        number = self._directory.publish(staged, floor, again=lost and lost.id)
-        usage = self._directory.measure(number)
-        new = NewSnapshot(number, key, COMMITTED, parent, key, labels, usage.bytes, usage.inodes)
-        try:
-            self._access.write(lambda c: snapshots.add(c, new, now_us()), raises_generation=False)
-        except AlreadyExistsError:
-            if lost is None or lost.id != number:
-                # Somebody was faster, and both are right.
-                self._directory.withdraw(staged)
-        staged.close()
-
-    def _empty(self) -> None:
-        with self._directory.stage() as staged:
-            self._publish(staged, NO_LAYERS, None, {})
 
     def _say(self, record: ImageRecord, skipped: Counter[str]) -> None:
         if skipped:
