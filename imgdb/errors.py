@@ -5,6 +5,7 @@ The tree (exit code in brackets; a class without one has its parent's)::
     ImgdbError [1]
     ├── InvalidArgumentError [2]        what the caller said makes no sense
     ├── NotFoundError [1]               image, blob, platform, store
+    │   └── NothingToUnpackError        no manifest of the host's, or the asked, platform
     ├── NotSupportedError [1]           something that imgdb does not know
     ├── NoImageError [1]                the input is no image archive at all
     ├── BadArchiveError [3]             an image archive that is damaged or forbidden
@@ -14,6 +15,7 @@ The tree (exit code in brackets; a class without one has its parent's)::
     │   ├── ConflictError
     │   ├── FailedPreconditionError
     │   └── SchemaError                 the database's schema is not one we can use
+    ├── CannotMountError [1]            this kernel, user or file system mounts nothing
     └── BusyError [75]                  somebody holds a lock; try again later
 
 Messages are one line: what failed, which input, what to do. They may hold bytes that came
@@ -37,6 +39,10 @@ class InvalidArgumentError(ImgdbError):
 
 class NotFoundError(ImgdbError):
     """The named image, blob, platform or store does not exist here."""
+
+
+class NothingToUnpackError(NotFoundError):
+    """The image has no manifest for this host, or for the platform that was asked for."""
 
 
 class NotSupportedError(ImgdbError):
@@ -85,3 +91,7 @@ class BusyError(ImgdbError):
     """A lock could not be had in time; the same call may succeed later (EX_TEMPFAIL)."""
 
     exit_code = 75
+
+
+class CannotMountError(ImgdbError):
+    """This kernel, process or file system mounts nothing; a copy may do."""

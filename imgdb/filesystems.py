@@ -280,9 +280,9 @@ class FileSystems:
             CannotMountError: this process can't mount.
         """
         self._check_writable()
-        if self._access().read(lambda c: snapshots.find(c, what)) is None:
-            what = self.unpack(what)[0].snapshot
-        return Mounter(self._access(), self._directory()).mount(what, os.fspath(directory))
+        record: SnapshotRecord | None = self._access().read(lambda c: snapshots.look_up(c, what))
+        key = self.unpack(what)[0].snapshot if record is None else record.key
+        return Mounter(self._access(), self._directory()).mount(key, os.fspath(directory))
 
     def unmount(self, what: str | os.PathLike[str]) -> MountRecord:
         """End a mount, by its directory or its snapshot's key.
@@ -303,8 +303,9 @@ class FileSystems:
 
 def _parent_key(connection: Connection, parent: str, key: str) -> str:
     """A snapshot's key as it is; of an image the snapshot of what this host runs."""
-    if snapshots.find(connection, parent) is not None:
-        return parent
+    below = snapshots.look_up(connection, parent)
+    if below is not None:
+        return below.key
     try:
         record, jobs = plan.plan(connection, parent)
     except NotFoundError:

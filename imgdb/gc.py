@@ -99,8 +99,7 @@ class GcResult:
 
     Attributes:
         freed: files that are gone, with their sizes.
-        freed_snapshots: unpacked layers that are gone.
-        snapshot_bytes: what these took.
+        snapshots: keys of unpacked layers that are gone, with what they took.
         kept_bytes: of the blobs that stay; None where it was not asked for.
         remaining_bytes: garbage that a limit left for the next run.
         foreign: names in ``blobs/`` that are no blobs; known after a full one.
@@ -108,8 +107,7 @@ class GcResult:
     """
 
     freed: dict[Digest, int] = field(default_factory=dict)
-    freed_snapshots: int = 0
-    snapshot_bytes: int = 0
+    snapshots: dict[str, int] = field(default_factory=dict)
     expired_leases: int = 0
     kept_bytes: int | None = None
     remaining_bytes: int = 0
@@ -120,7 +118,7 @@ class GcResult:
     @property
     def freed_bytes(self) -> int:
         """Bytes of files and of snapshots that are gone."""
-        return sum(self.freed.values()) + self.snapshot_bytes
+        return sum(self.freed.values()) + sum(self.snapshots.values())
 
 
 class Collector:
@@ -254,8 +252,7 @@ class Collector:
         while budget.allows(0, SWEEP_BATCH) and self.read(snapshots.has_garbage):
             taken = self.write(partial(snapshots.collect, limit=SWEEP_BATCH))
             self._sweep_snapshots([record.id for record in taken])
-            budget.result.freed_snapshots += len(taken)
-            budget.result.snapshot_bytes += sum(record.usage_bytes or 0 for record in taken)
+            budget.result.snapshots |= {record.key: record.usage_bytes or 0 for record in taken}
 
     def _sweep_snapshots(self, ids: Collection[int]) -> None:
         self._directory.sweep(ids, lambda some: self.read(lambda c: snapshots.known(c, some)))

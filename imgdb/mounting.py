@@ -18,12 +18,12 @@ from imgdb.db import mounts, snapshots
 from imgdb.db.leases import SNAPSHOTS, Resource
 from imgdb.db.snapshots import ACTIVE, COMMITTED, STANDALONE, VIEW
 from imgdb.db.sql import now_us
-from imgdb.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from imgdb.errors import CannotMountError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imgdb.holding import leased
 from imgdb.snapshots import mount
 from imgdb.snapshots.copied import copy_up_all
 from imgdb.snapshots.disk import EMPTY
-from imgdb.snapshots.mount import CannotMountError, Stacked
+from imgdb.snapshots.mount import Stacked
 from imgdb.snapshots.trees import remove_whiteouts
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class Mounter:
         """
         listed: list[MountRecord] = self._access.read(mounts.listing)
         target = os.path.realpath(what)
-        found = [m for m in listed if m.target == target] or [m for m in listed if m.key == what]
+        found = [m for m in listed if m.target == target] or [m for m in listed if m.key == self._key(what)]
         if not found:
             raise NotFoundError(f"imgdb has mounted nothing at {what}; imgdb mount lists its mounts")
         if len(found) > 1:
@@ -223,6 +223,10 @@ class Mounter:
         mount.unmount(found[0].target)
         self._access.write(lambda c: mounts.remove(c, found[0].target), raises_generation=False)
         return found[0]
+
+    def _key(self, what: str) -> str:
+        record: SnapshotRecord | None = self._access.read(lambda c: snapshots.look_up(c, what))
+        return what if record is None else record.key
 
     def mounts(self) -> list[MountRecord]:
         """Mounts that this run of the machine can still have."""

@@ -52,7 +52,7 @@ class RootfsWriter:
 
     def write(self, what: str, out: str | BinaryIO, platforms: Sequence[Platform]) -> None:
         """Write a snapshot of this key, or an image of this name; see `ImageStore.rootfs`."""
-        record: SnapshotRecord | None = self._access.read(lambda c: snapshots.find(c, what))
+        record: SnapshotRecord | None = self._access.read(lambda c: snapshots.look_up(c, what))
         if record is not None and not platforms:
             self._snapshot(record, out)
         else:

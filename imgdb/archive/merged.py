@@ -3,8 +3,9 @@
 Layers are applied one after the other, as containerd and umoci unpack them into one directory; but
 nothing is unpacked, and bodies stay where they are: a name leads to the number of the member that
 carries its body. Names of one inode have one number, so hard links cost nothing and survive the
-first of them. Within a layer the order of entries doesn't matter to whiteouts: these are taken to
-come first, so they hide what is below the layer and nothing that is in it.
+first of them. Whiteouts count as if they came first in their layer, wherever they stand: they hide
+what is below the layer and nothing that is in it. As in containerd and docker, one in a directory
+that is not there makes the directory.
 
 Memory, measured: 120 bytes for each name and 400 for each directory; see `MAX_NAMES`.
 Source: specification §7.3; OCI image-spec 1.1 layer.md; reliability A1, A4-A9, A13-A22.

@@ -13,10 +13,11 @@ import click
 
 from imgdb.cli import transfer
 from imgdb.cli.context import Settings, complete_images, note, pass_settings
+from imgdb.cli.filesystem import unpack_imported
 from imgdb.cli.groups import Verb
 from imgdb.cli.names import undo
 from imgdb.cli.output import say
-from imgdb.cli.params import OnePlatformType, PlatformType, SizeType, flatten
+from imgdb.cli.params import Failures, OnePlatformType, PlatformType, SizeType, flatten
 from imgdb.cli.printable import json_text, printable
 from imgdb.cli.report import Sink
 from imgdb.cli.streams import STDOUT, WRITE_ERRORS, blame, standard_input
@@ -203,6 +204,11 @@ def _export_options(options: dict[str, Any]) -> ExportOptions:
     is_flag=True,
     help="A source is the tar of a root file system: make an image of it, for --platform or this host.",
 )
+@click.option(
+    "--unpack/--no-unpack",
+    default=False,
+    help="Unpack what this host runs, or --platform, into snapshots.  [default: no]",
+)
 @click.option("--lease", metavar="ID", help="Let this lease keep the imported images, even without names.")
 @click.option("--allow-incomplete", is_flag=True, help="Take images of which no platform is complete.")
 @click.option("--max-size", type=SizeType(), help="Refuse archives that hold more, such as 20GB.")
@@ -220,6 +226,7 @@ def import_(
     chosen = _import_options(options)
     as_json = options["as_json"]
     done: list[dict[str, Any]] = []
+    failures = Failures(settings)
     try:
         with _store_to_import(settings, dry_run=dry_run) as store:
             for source in everything:
@@ -229,10 +236,16 @@ def import_(
                     transfer.show_plan(result)
                 elif not as_json:
                     _show(result, settings, kept=chosen.replace == "dangle")
+                if options["unpack"] and not dry_run:
+                    done[-1]["unpacked"] = unpack_imported(
+                        store, result, chosen.platforms, settings, failures
+                    )
     finally:
         # What came before a source that failed is in the store, so the report has it.
         if as_json:
             say(json_text(done, ascii_only=True))
+    if failures.code:
+        failures.leave()
 
 
 def _sources(sources: tuple[str, ...], *, named: bool) -> tuple[str, ...]:

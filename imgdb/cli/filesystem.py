@@ -13,10 +13,22 @@ from imgdb.cli.output import Column, emit, say
 from imgdb.cli.params import PlatformType, SizeType, flatten
 from imgdb.cli.printable import json_text, printable, rfc3339
 from imgdb.cli.streams import STDOUT, WRITE_ERRORS, blame
-from imgdb.errors import InvalidArgumentError, RefusedError
+from imgdb.errors import (
+    ImgdbError,
+    InvalidArgumentError,
+    NothingToUnpackError,
+    NotSupportedError,
+    RefusedError,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from imgdb.cli.params import Failures
     from imgdb.db.mounts import MountRecord
+    from imgdb.oci.platform import Platform
+    from imgdb.results import LoadResult
+    from imgdb.store import ImageStore
     from imgdb.unpacker.plan import Unpacked
 
 _PLATFORMS = "Of this platform: os[/arch[/variant]]; repeatable, comma lists.  [default: this host's]"
@@ -65,6 +77,29 @@ def unpack(settings: Settings, /, names: tuple[str, ...], as_json: bool, **optio
         return
     for item in done:
         say(item["snapshot"])
+
+
+def unpack_imported(
+    store: ImageStore,
+    result: LoadResult,
+    platforms: Sequence[Platform],
+    settings: Settings,
+    failures: Failures,
+) -> list[dict[str, Any]]:
+    """Unpack what an import brought; what can't be unpacked stays imported, and is told."""
+    done = []
+    for image in result.images:
+        name = image.name or str(image.digest)
+        try:
+            found = store.unpack(name, platforms, reporter=settings.reporter())
+        except (NotSupportedError, NothingToUnpackError) as error:
+            note(f"{error}; nothing was unpacked", settings)
+        except ImgdbError as error:
+            settings.tell(error, f"{image.display_name} is imported, but not unpacked: {error}")
+            failures.code = failures.code or error.exit_code
+        else:
+            done += [unpacked_record(name, item) for item in found]
+    return done
 
 
 def _mount_record(record: MountRecord, there: dict[str, str]) -> dict[str, Any]:

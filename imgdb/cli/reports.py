@@ -28,6 +28,7 @@ def gc_plan(plan: GcPlan | None) -> dict[str, Any]:
         "freed_bytes": plan.freed_bytes,
         "freed_blobs": len(freed),
         "freed_snapshots": len(plan.snapshots),
+        "snapshots": [record.key for record in plan.snapshots],
         "expired_leases": len(plan.expired),
         "kept_bytes": plan.kept_bytes,
         "remaining_bytes": 0,
@@ -44,7 +45,8 @@ def gc_result(result: GcResult) -> dict[str, Any]:
         "dry_run": False,
         "freed_bytes": result.freed_bytes,
         "freed_blobs": len(result.freed),
-        "freed_snapshots": result.freed_snapshots,
+        "freed_snapshots": len(result.snapshots),
+        "snapshots": list(result.snapshots),
         "expired_leases": result.expired_leases,
         "kept_bytes": result.kept_bytes,
         "remaining_bytes": result.remaining_bytes,
@@ -77,6 +79,9 @@ def explain(plan: GcPlan | None, kept: Mapping[Digest, Root]) -> Iterator[str]:
         yield f"freed {digest} ({human_size(size)}): left by an earlier collection or a dead import"
     for digest, size in plan.orphans:
         yield f"freed {digest} ({human_size(size)}): a file that no row knows, older than the grace"
+    for record in plan.snapshots:
+        took = human_size(record.usage_bytes or 0)
+        yield f"freed snapshot {printable(record.key)} ({took}): no image, snapshot, mount or lease needs it"
     for digest, root in sorted(kept.items()):
         yield f"kept {digest}: {printable(f'{root.kind} {root.name}')}"
 

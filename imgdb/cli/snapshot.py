@@ -48,27 +48,34 @@ def _size(value: int | None) -> str:
     return "-" if value is None else human_size(value)
 
 
-_COLUMNS = [
-    Column("KEY", lambda item: item["key"]),
-    Column("KIND", lambda item: item["kind"]),
-    Column("SIZE", lambda item: _size(item["size"])),
-    Column("INODES", lambda item: "-" if item["inodes"] is None else item["inodes"]),
-    Column("PARENT", lambda item: item["parent"] or "-"),
-]
+def _columns(*, full: bool) -> list[Column]:
+    def key(text: str | None) -> str:
+        # Chain IDs are long; what people chose is shown as it is.
+        is_chain = text is not None and text.startswith("sha256:") and not full
+        return text[: len("sha256:") + 12] if text and is_chain else text or "-"
+
+    return [
+        Column("KEY", lambda item: key(item["key"])),
+        Column("KIND", lambda item: item["kind"]),
+        Column("SIZE", lambda item: _size(item["size"])),
+        Column("INODES", lambda item: "-" if item["inodes"] is None else item["inodes"]),
+        Column("PARENT", lambda item: key(item["parent"])),
+    ]
 
 
 @snapshot.command("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Keys only.")
+@click.option("--no-trunc", is_flag=True, help="Whole keys.")
 @format_option
 @pass_settings
-def ls(settings: Settings, /, quiet: bool, format_: str) -> None:
+def ls(settings: Settings, /, quiet: bool, no_trunc: bool, format_: str) -> None:
     """List snapshots, parents before their children; the size of an active one is in usage."""
     with settings.open() as store:
         records = [_record(record) for record in store.snapshots()]
     if quiet:
         emit(records, format="{{.key}}", columns=[])
         return
-    emit(records, format=format_, columns=_COLUMNS)
+    emit(records, format=format_, columns=_columns(full=no_trunc))
 
 
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:

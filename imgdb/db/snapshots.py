@@ -8,6 +8,7 @@ Functions never commit. Source: specification §7.2; design §3, §4.9.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 ACTIVE, VIEW, COMMITTED = "active", "view", "committed"
 STANDALONE = "io.imgdb.standalone"
 """Label of a snapshot whose own directory is everything: nothing of its parents is seen."""
+
+_SHORT = re.compile("sha256:[0-9a-f]{4,63}")
 
 _snapshots = table_of(Snapshot)
 _unpacks = table_of(Unpack)
@@ -127,13 +130,22 @@ def find(connection: Connection, key: str) -> SnapshotRecord | None:
     return None if row is None else _read(row)
 
 
+def look_up(connection: Connection, key: str) -> SnapshotRecord | None:
+    """The snapshot of a key, or of the beginning of a chain ID when that is the only one; or None."""
+    exact = find(connection, key)
+    if exact is not None or not _SHORT.fullmatch(key):
+        return exact
+    rows = connection.execute(_query().where(_snapshots.c.key.like(f"{key}%")).limit(2)).all()
+    return _read(rows[0]) if len(rows) == 1 else None
+
+
 def get(connection: Connection, key: str) -> SnapshotRecord:
-    """The snapshot.
+    """The snapshot; `key` may be the beginning of a chain ID.
 
     Raises:
         NotFoundError: there is none.
     """
-    record = find(connection, key)
+    record = look_up(connection, key)
     if record is None:
         raise NotFoundError(f"no snapshot {key}; imgdb snapshot ls lists them")
     return record

@@ -24,7 +24,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgdb.errors import BusyError, ImgdbError
+from imgdb.errors import BusyError, CannotMountError, ImgdbError
 from imgdb.snapshots import syscalls
 
 if TYPE_CHECKING:
@@ -69,10 +69,6 @@ class Stacked:
         """As many as overlayfs wants: one below an upper one, else two."""
         wanted = 2 if self.read_only else 1
         return self.lowers + (self.empty,) * max(0, wanted - len(self.lowers))
-
-
-class CannotMountError(ImgdbError):
-    """This process, kernel or file system mounts nothing; a copy may do."""
 
 
 def in_first_user_namespace() -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from imgdb.db import images, snapshots
-from imgdb.errors import BadArchiveError, NotFoundError, NotSupportedError
+from imgdb.errors import BadArchiveError, NotFoundError, NothingToUnpackError, NotSupportedError
 from imgdb.exporter.tree import best
 from imgdb.exporter.walk import read_tree
 from imgdb.oci.platform import host_platform, matches, only, preference_key
@@ -96,14 +96,16 @@ def _chosen(
     fitting = [leaf for leaf in found if _runs(tree.platform_of(leaf), host)]
     top = best(tree, fitting, preference_key(host)) or next(iter(fitting), None)
     if top is None:
-        raise NotFoundError(f"{name} has nothing for {host}; choose a --platform of {_there(tree, found)}")
+        raise NothingToUnpackError(
+            f"{name} has nothing for {host}; choose a --platform of {_there(tree, found)}"
+        )
     return [top]
 
 
 def _of_platform(tree: Tree, found: list[Descriptor], wanted: Platform, name: str) -> list[Descriptor]:
     fitting = [leaf for leaf in found if (p := tree.platform_of(leaf)) is not None and matches(wanted, p)]
     if not fitting:
-        raise NotFoundError(f"{name} has no platform {wanted}; there is {_there(tree, found)}")
+        raise NothingToUnpackError(f"{name} has no platform {wanted}; there is {_there(tree, found)}")
     return fitting
 
 

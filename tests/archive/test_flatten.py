@@ -316,6 +316,8 @@ def test_parents_that_are_no_directories():
         ("t/../f", "d/f"),
         ("nowhere", "nowhere"),
         ("nowhere/../x", "x"),
+        ("d/nowhere/../x", "d/x"),
+        ("d/no/where/../../../x", "x"),
         ("/", ""),
         (".", ""),
         ("/../..", ""),
@@ -344,6 +346,16 @@ def test_links_of_lower_layers_and_of_this_one():
     assert {"d/1", "e/2", "d/3"} < flat(
         first, layer(symlink("s", "e"), file("s/2"), symlink("s", "d"), file("s/3"))
     ).keys()
+
+
+def test_a_link_that_removes_itself():
+    """What a path led to a moment ago is not asked again where the path is gone."""
+    first = layer(folder("d"), symlink("s", "."))
+
+    refused("'s' is not a directory", first, layer(file("s/x"), file("s/s"), file("s/y")))
+    assert flat(first, layer(file("s/x"), folder("s/s"), file("s/y"))).keys() == {"d/", "s/", "x", "s/y"}
+    assert flat(first, layer(file("s/x"), whiteout("s/s"), file("s/y"))).keys() == {"d/", "s/", "x", "s/y"}
+    assert flat(first, layer(file("s/x"), opaque("s"), file("s/y"))).keys() == {"s/", "x", "s/y"}
 
 
 def test_many_links():
@@ -586,6 +598,20 @@ def test_whiteouts_and_the_layers_above():
     """What is hidden may come back."""
     assert flat(LOWER, layer(whiteout("d")), layer(file("d/x", b"back")))["d/x"] == b"back"
     assert flat(LOWER, layer(opaque("d")), layer(file("d/x", b"back")))["d/"] == 0o700
+
+
+def test_hiding_again_costs_nothing(monkeypatch):
+    """A folder is gone through once for each layer, however often it is hidden."""
+    looked_at = []
+    settle = merged.MergedTree._settle
+    monkeypatch.setattr(
+        merged.MergedTree, "_settle", lambda *args: (looked_at.append(args[2]), settle(*args))
+    )
+    lower, upper = ([file(f"d/{front}{n}") for n in range(50)] for front in "lu")
+    found = flat(layer(*lower), layer(*upper, *[opaque("d"), whiteout("d")] * 50))
+
+    assert len(found) == 51
+    assert len(looked_at) <= 100 + 50
 
 
 def test_reserved_names():

@@ -107,6 +107,26 @@ def samples(imgdb, root, stock, tmp_path):
         imgdb("rm", "--no-gc", "busybox")
         return kept + read("why", "--json", BUSYBOX.config.digest)
 
+    def unpacked():
+        return read("unpack", "--json", "busybox", "example.org/app:1")
+
+    def snapshots():
+        unpacked()
+        imgdb("snapshot", "prepare", "c", "busybox", "--label", "a=b")
+        return read("snapshot", "ls", "--format", "json")
+
+    def usage():
+        snapshots()
+        return read("snapshot", "usage", "--format", "json")
+
+    def mounts():
+        folder = tmp_path / "mnt"
+        folder.mkdir()
+        imgdb("mount", "busybox", folder)
+        found = read("mount", "--format", "json")
+        imgdb("umount", folder)
+        return found
+
     new = Image([{"new": b"1"}]).oci_tar(tmp_path / "new.tar", "busybox:latest")
     return {
         "images": lambda: read("images", "--format", "json"),
@@ -116,11 +136,15 @@ def samples(imgdb, root, stock, tmp_path):
         "blob ls, blob stat": lambda: read("blob", "ls", "--format", "json"),
         "events": lambda: read("events", "--format", "json"),
         "info": lambda: read("info", "--format", "json"),
-        "import --json": lambda: read("import", "--json", new, stock),
+        "import --json": lambda: read("import", "--json", "--unpack", new, stock),
         "export --json": lambda: read("export", "busybox", "--json", "-o", tmp_path / "out.tar"),
         "df": lambda: read("df", "--format", "json"),
         "df -v": lambda: read("df", "-v", "--format", "json"),
         "gc --json": lambda: read("gc", "-n", "--json") + read("gc", "--json"),
+        "unpack --json": unpacked,
+        "snapshot ls": snapshots,
+        "snapshot usage": usage,
+        "mount": mounts,
         "why --json": why,
         "prune --json": lambda: read("prune", "-n", "--json") + read("prune", "-f", "--json"),
         "lease ls, lease show": leases,
