@@ -103,7 +103,7 @@ class SnapshotDirectory:
 
     # -- making ------------------------------------------------------------------------------
 
-    def begin(self, *, work: bool = False) -> StagedSnapshot:
+    def make(self, *, work: bool = False) -> StagedSnapshot:
         """Make a new directory with ``fs/`` in it; `end` must follow.
 
         Args:
@@ -125,8 +125,8 @@ class SnapshotDirectory:
 
     @contextlib.contextmanager
     def stage(self, *, work: bool = False) -> Iterator[StagedSnapshot]:
-        """`begin` and `end` around a block."""
-        staged = self.begin(work=work)
+        """`make` and `end` around a block."""
+        staged = self.make(work=work)
         try:
             yield staged
         finally:

@@ -131,7 +131,7 @@ class Unpacker:
                 self._layer(layer, parent, lock, lowers, batch, ends, skipped)
             parent = key
         if not job.layers:
-            staged = self._directory.begin()
+            staged = self._directory.make()
             batch.add(Finished(staged, NO_LAYERS, None, {}, None))
 
     def _put_known(self, key: str, lowers: list[int], ends: contextlib.ExitStack) -> None:
@@ -174,7 +174,7 @@ class Unpacker:
         skipped: Counter[str],
     ) -> None:
         try:
-            staged = self._directory.begin()
+            staged = self._directory.make()
             try:
                 applied = self._apply(layer, blob, staged, lowers, skipped)
                 fd = staged.open_fs()
