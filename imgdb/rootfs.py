@@ -18,6 +18,7 @@ from imgdb.exporter.write import open_sink
 from imgdb.holding import leased
 from imgdb.progress import OneAtATime
 from imgdb.snapshots.archived import write_tree
+from imgdb.snapshots.layer import MAX_BYTES
 from imgdb.snapshots.merged import Stack
 from imgdb.snapshots.piped import Counted, Piped
 from imgdb.unpacker import plan
@@ -87,6 +88,7 @@ class RootfsWriter:
                 flatten(
                     [lambda layer=layer: self._open(layer) for layer in layers],  # type: ignore[misc] # mypy can't infer it
                     sink,
+                    max_size=MAX_BYTES * max(1, len(layers)),
                     on_warning=self._reporter.warn,
                 )
 

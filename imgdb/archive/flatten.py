@@ -4,20 +4,21 @@ Each layer is read twice: first its headers, to learn what survives, then the bo
 same layers give the same bytes: directories first, sorted, then everything else in the order in
 which the layers have it. Of an inode's names the first one, sorted, carries the body, and the
 others follow as hard links.
-Source: issue 4 item 6; specification §7.3; `merged` for what applying a layer means.
+Source: specification §7.3; `merged` for what applying a layer means.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from io import BytesIO
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 from imgdb.archive.memberwriter import member_headers
 from imgdb.archive.merged import Directory, MergedTree, kept_xattrs, layer_of, member_of
-from imgdb.archive.stream import Reader, ignore
+from imgdb.archive.stream import Reader, Stream, ignore
 from imgdb.archive.tar import Member, MemberKind, TarReader
 from imgdb.archive.tarwriter import END, padding
 from imgdb.errors import BadArchiveError, InvalidArgumentError, NoImageError
@@ -90,8 +91,10 @@ def _opened(layer: Callable[[], Reader], label: str, warn: Callable[[str], None]
     """A layer for reading; what goes wrong with it is told with its label."""
     stream = layer()
     try:
+        source = Stream(stream)
         yield TarReader(
-            stream,
+            # Nothing at all is the empty layer of some tools.
+            source if source.peek(1) else BytesIO(END),
             sparse=True,
             max_entries=MAX_LAYER_ENTRIES,
             on_warning=lambda message: warn(f"{label}: {message}"),

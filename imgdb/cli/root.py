@@ -107,7 +107,7 @@ _EXIT_CODES = (
 def cli() -> None:
     """Keep container images in a folder: import archives, look, export them again.
 
-    export and import are docker's save and load: they move images, not root file systems.
+    export and import are docker's save and load, rootfs and import --rootfs its export and import.
     """
 
 

@@ -50,21 +50,21 @@ class DiskIngest:
     def stage(
         self,
         source: ByteSource,
-        size: int,
+        size: int | None,
         *,
         algorithm: str = "sha256",
         keep: bool = True,
         advance: Callable[[int], None] | None = None,
     ) -> Staged:
-        """Read exactly `size` bytes, hash them, and keep them unless told not to."""
+        """Read exactly `size` bytes, or all of them, hash them, and keep them unless told not to."""
         if not keep:
             return _pump(source, size, algorithm, "", None, advance)
-        self._check_space(size)
+        self._check_space(CHUNK if size is None else size)
         token = f"{next(self._tokens):08x}"
         path = os.path.join(self._directory, token)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            staged = _pump(source, size, algorithm, token, fd, advance)
+            staged = _pump(source, size, algorithm, token, fd, advance, self._check_space)
             os.fchmod(fd, 0o400)
         except BaseException:
             os.unlink(path)
@@ -129,21 +129,24 @@ class DiskIngest:
 
 def _pump(
     source: ByteSource,
-    size: int,
+    size: int | None,
     algorithm: str,
     token: str,
     fd: int | None,
     advance: Callable[[int], None] | None,
+    check_space: Callable[[int], None] = lambda _size: None,
 ) -> Staged:
     """One pass: read, hash twice, write."""
     identity, fast = new_hasher(algorithm), blake3()
-    buffer = memoryview(bytearray(min(CHUNK, max(size, 1))))
+    buffer = memoryview(bytearray(CHUNK if size is None else min(CHUNK, max(size, 1))))
     head = b""
-    left = size
-    while left:
-        count = source.readinto(buffer[: min(left, len(buffer))])
+    done = 0
+    while size is None or done < size:
+        count = source.readinto(buffer if size is None else buffer[: min(size - done, len(buffer))])
+        if not count and size is not None:
+            raise FailedPreconditionError(f"the input ended {size - done} bytes early")
         if not count:
-            raise FailedPreconditionError(f"the input ended {left} bytes early")
+            break
         chunk = buffer[:count]
         if len(head) < HEAD_SIZE:
             head += bytes(chunk[: HEAD_SIZE - len(head)])
@@ -151,10 +154,13 @@ def _pump(
         fast.update(chunk)
         if fd is not None:
             write_all(fd, chunk)
-        left -= count
+        # Of a stream nobody knew how much it would be.
+        if size is None and (done + count) // RESERVE_BYTES > done // RESERVE_BYTES:
+            check_space(CHUNK)
+        done += count
         if advance is not None:
             advance(count)
-    return Staged(token, Digest(algorithm, identity.hexdigest()), size, fast.hexdigest(), head)
+    return Staged(token, Digest(algorithm, identity.hexdigest()), done, fast.hexdigest(), head)
 
 
 def _locked_directory(parent: str) -> tuple[str, int]:

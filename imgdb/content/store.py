@@ -76,13 +76,13 @@ class Ingest(Protocol):
     def stage(
         self,
         source: ByteSource,
-        size: int,
+        size: int | None,
         *,
         algorithm: str = "sha256",
         keep: bool = True,
         advance: Callable[[int], None] | None = None,
     ) -> Staged:
-        """Read exactly `size` bytes, hash them, and keep them unless told not to.
+        """Read exactly `size` bytes, or all for None, hash them, and keep them unless told not to.
 
         Raises:
             FailedPreconditionError: the source ended early.

@@ -5,7 +5,7 @@ have them. While it is staged, a thread beside reads it as a layer will be read,
 never be unpacked, and hashes the plain bytes: their digest is the diff ID. With config and
 manifest.json around it, it is a docker archive, and the importer goes on as with any other.
 There is no clock in it: the same tar makes the same image anywhere, for the same platform.
-Source: issue 4 item 6; docker import; design §5 (what a docker archive's manifest looks like).
+Source: docker import; design §5 (what a docker archive's manifest looks like).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import io
 import os
 import queue
 import threading
-from contextlib import closing
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from imgdb.archive.compression import SNIFF_LENGTH, Compression, open_decompressed, sniff
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgdb.archive.stream import Source
-    from imgdb.content.store import ByteSource, Ingest, Staged
+    from imgdb.content.store import Ingest, Staged
     from imgdb.importer.plan import ImportOptions
     from imgdb.oci.digest import Hasher
     from imgdb.oci.platform import Platform
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 CREATED_BY = "imgdb import --rootfs"
 
 _CONFIG, _LAYER = "config.json", "layer.tar"
-_PIECE = 8 << 20
 _AHEAD = 16  # pieces of at most a megabyte that wait for the thread
 _OF_IMAGES = {b"manifest.json", b"index.json", b"oci-layout"}
 
@@ -110,62 +108,9 @@ def _take_layer(
     reporter.blob(_LAYER, size or 0)
     with _Checker(reporter.warn, hashes=compression is not Compression.NONE) as checker:
         checked = _Checked(source, checker, max_size)
-        layer = _stage(ingest, checked, size, keep=keep)
+        layer = ingest.stage(checked, size, keep=keep)
         checked.end()
         return layer, checker.result() or layer.digest
-
-
-def _stage(ingest: Ingest, source: ByteSource, size: int | None, *, keep: bool) -> Staged:
-    """Stage all of a source, of which the size may not be known."""
-    if size is not None:
-        return ingest.stage(source, size, keep=keep)
-    # An ingest takes bytes whose number it knows: these are staged in pieces, and then as a whole.
-    pieces = _Pieces(ingest, source)
-    with closing(pieces):
-        return ingest.stage(pieces, pieces.size, keep=keep)
-
-
-class _Pieces:
-    """All of a source in an ingest, piece by piece; each goes when it was read again.
-
-    Attributes:
-        size: bytes of all.
-    """
-
-    def __init__(self, ingest: Ingest, source: ByteSource) -> None:
-        self._ingest = ingest
-        self._pieces: list[Staged] = []
-        self._open: BinaryIO | None = None
-        self.size = 0
-        buffer = memoryview(bytearray(_PIECE))
-        while count := _fill(source, buffer):
-            self._pieces.append(ingest.stage(io.BytesIO(buffer[:count]), count))
-            self.size += count
-        self._pieces.reverse()
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill some of `buffer`; 0 at the end."""
-        while self._pieces:
-            if self._open is None:
-                self._open = self._ingest.open(self._pieces[-1])
-            if count := filler(self._open)(buffer):
-                return count
-            self.close()
-            self._ingest.discard(self._pieces.pop())
-        return 0
-
-    def close(self) -> None:
-        """Close what is open; what is left goes with the ingest."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
-
-
-def _fill(source: ByteSource, buffer: memoryview) -> int:
-    filled = 0
-    while filled < len(buffer) and (count := source.readinto(buffer[filled:])):
-        filled += count
-    return filled
 
 
 class _Checked:

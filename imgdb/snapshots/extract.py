@@ -79,6 +79,7 @@ class Extractor:
         self._on_skip = on_skip
         self._left = self._max = max_bytes
         self._directories: dict[bytes, Attributes] = {}
+        self._copied: set[bytes] = set()
         self._buffer = memoryview(bytearray(_PIECE))
         self.hides_all = False
         """The root itself is opaque: nothing of lower layers is seen."""
@@ -130,11 +131,14 @@ class Extractor:
         """Hide an entry of lower layers; what this layer made stays, whenever it made it."""
         real, directory = self._tree.resolve(parents)
         if directory is None:
+            self._ensure(real)
             return
-        own = self._own(directory.child(name))
+        path = directory.child(name)
+        own = self._own(path)
         if own is not None:
             if stat.S_ISDIR(own.st_mode):
-                self._make_opaque(directory.child(name))
+                self._make_opaque(path)
+                self._forget_attributes(path)
             return
         if self._tree.lookup(directory, name) is None:
             return
@@ -146,10 +150,12 @@ class Extractor:
         self._ensure(real)
         if real:
             self._make_opaque(b"/".join(real))
+            self._forget_attributes(b"/".join(real), itself=False)
         elif self._has_lowers:
             # overlayfs has no opaque root: whoever stacks the layers ends the stack here.
             with opened(self._fd, b"", DIRECTORY) as fd:
                 remove_whiteouts(fd)
+            self._forget_attributes(b"", itself=False)
             self._forget_lowers()
 
     def _forget_lowers(self) -> None:
@@ -166,6 +172,13 @@ class Extractor:
                 attrs.set_opaque(fd)
                 remove_whiteouts(fd)
             self._parents.forget_names()
+
+    def _forget_attributes(self, path: bytes, *, itself: bool = True) -> None:
+        """Directories that no member lists had theirs from what is hidden now."""
+        below = path + b"/" if path else b""
+        for copied in [p for p in self._copied if p.startswith(below) or (itself and p == path)]:
+            self._copied.discard(copied)
+            self._directories[copied] = DEFAULT
 
     def _own(self, path: bytes) -> os.stat_result | None:
         """What this layer has at a path, whiteouts aside."""
@@ -220,6 +233,8 @@ class Extractor:
         if own is not None:
             self._make_opaque(path)
         self._directories[path] = wanted
+        if found is not None:
+            self._copied.add(path)
         fd = self._parents.directory(path)
         if fd is None:
             raise BadArchiveError(f"{show(path)} is no directory, and something lies below it")
@@ -236,6 +251,7 @@ class Extractor:
                 # It takes the place of something that hid what is below, and goes on hiding it.
                 self._make_opaque(path)
         self._directories[path] = wanted
+        self._copied.discard(path)
 
     def _clear(self, there: os.stat_result | None, directory_fd: int, path: bytes) -> None:
         """Make room: the last entry of a name counts."""
