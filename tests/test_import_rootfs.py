@@ -26,7 +26,6 @@ from imgdb.errors import (
     NotFoundError,
     RefusedError,
 )
-from imgdb.importer import rootfs
 from imgdb.oci.platform import host_platform
 from imgdb.progress import Reporter
 from tests.archive.layers import (
