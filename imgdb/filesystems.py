@@ -122,6 +122,7 @@ class FileSystems:
         with directory.stage(work=kind == ACTIVE) as staged:
             if below is not None:
                 _same_root(directory, below, staged)
+            staged.describe(snapshots.description(key, kind, below and below.key, None, labels))
             (number,) = directory.publish([(staged, None)], floor, filled=False)
             new = NewSnapshot(number, key, kind, below and below.key, labels=labels)
             try:
@@ -161,6 +162,10 @@ class FileSystems:
                 ),
                 raises_generation=False,
             )
+            description = snapshots.description(
+                name, committed.kind, committed.parent, None, committed.labels
+            )
+            directory.describe(record.id, description)
             directory.drop_work(record.id)
         return committed
 

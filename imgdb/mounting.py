@@ -159,6 +159,9 @@ class Mounter:
                 self._access.write(
                     lambda c: snapshots.set_labels(c, record.key, labels, now_us()), raises_generation=False
                 )
+                self._directory.describe(
+                    record.id, snapshots.description(record.key, record.kind, record.parent, None, labels)
+                )
             remove_whiteouts(upper)
             yield self._directory.fs(record.id)
 

@@ -41,6 +41,8 @@ from imgdb.db.sql import chunks, now_us
 from imgdb.errors import BusyError, DataLossError, NotFoundError
 from imgdb.oci.spec import Kind
 from imgdb.progress import SILENT
+from imgdb.snapshots.disk import SnapshotDirectory
+from imgdb.unpacker.restore import restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -63,6 +65,7 @@ class Rebuilt:
         names, pins, blobs: how many there are now; blobs that are here.
         removed: names that an older database had and the mirror had not.
         unnamed: images that became dangling, because the mirror was lost.
+        snapshots: that got their rows back.
         lost: blobs that something needs, and whose files are gone or have other bytes.
         left: files that nothing needs.
         aside: where the database is that was there before; None when it was used.
@@ -75,6 +78,7 @@ class Rebuilt:
     blobs: int
     removed: tuple[str, ...]
     unnamed: int
+    snapshots: int
     lost: tuple[Digest, ...]
     left: int
     aside: str | None
@@ -208,8 +212,10 @@ class _Rebuild:
         access = _access(self._root, self._files, database)
         removed = self._names(access, meta)
         unnamed = self._blobs(access, is_new=meta is None)
+        restored, warnings = restore(access, SnapshotDirectory(self._root, durable=self._files.durable))
+        self._warnings += warnings
         self._finish(access, store_id, generation)
-        return self._result(access, database, removed, unnamed, aside)
+        return self._result(access, database, removed, unnamed, restored, aside)
 
     def _names(self, access: Access, meta: schema.Meta | None) -> list[str]:
         """Bring names and pins to what they should be; returns the names that went."""
@@ -264,7 +270,13 @@ class _Rebuild:
             pair.write(self._root, half, durable=durable)
 
     def _result(
-        self, access: Access, database: Engine, removed: list[str], unnamed: int, aside: str | None
+        self,
+        access: Access,
+        database: Engine,
+        removed: list[str],
+        unnamed: int,
+        restored: int,
+        aside: str | None,
     ) -> Rebuilt:
         names, pinned, count, lost = access.read(_figures)
         return Rebuilt(
@@ -274,6 +286,7 @@ class _Rebuild:
             blobs=count,
             removed=tuple(removed),
             unnamed=unnamed,
+            snapshots=restored,
             lost=tuple(lost),
             left=sum(1 for _ in self._files.walk()) - count,
             aside=aside,

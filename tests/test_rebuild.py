@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -25,7 +26,7 @@ from tests import damage
 from tests.builder import Artifact, Image
 from tests.damage import FULL, Sample, sql, tables
 from tests.integrity import check_store
-from tests.looking import names
+from tests.looking import names, platforms
 from tests.rebuilding import files, lose, make_store, rebuilt
 
 
@@ -329,3 +330,56 @@ def test_the_pair_fits_afterwards(root):
     notes = json.loads((root / "index.json").read_bytes())["annotations"]
     assert notes == {"io.imgdb.generation": str(half.generation), "io.imgdb.store": half.store_id}
     assert half.generation > before
+
+
+# -- snapshots -------------------------------------------------------------------------------------
+
+
+def snapshots_of(root):
+    """What the rows say, times and counters apart."""
+    with ImageStore.open(root, durable=False) as store:
+        return [replace(record, created_at=0, updated_at=0) for record in store.snapshots()]
+
+
+@pytest.fixture
+def unpacked(root):
+    """The store with an unpacked image, a written snapshot on it, one on top of that, and a view."""
+    with ImageStore.open(root, durable=False) as store:
+        store.unpack("app:1", platforms("linux/amd64"))
+        parent = store.snapshots()[-1].key
+        store.prepare("first", parent)
+        upper = f"{root}/snapshots/{store.snapshot('first').id}/fs"
+        with open(f"{upper}/work-of-years", "w", encoding="utf-8") as file:
+            file.write("precious")
+        store.commit_snapshot("done", "first", labels={"kept": "yes"})
+        store.prepare("second", "done", labels={"a": "b"})
+        store.view("look", "done")
+    return root
+
+
+def test_snapshots_come_back(unpacked):
+    """With keys, parents, labels and what was written; images are unpacked as before."""
+    before = snapshots_of(unpacked)
+    lose(unpacked)
+    assert rebuilt(unpacked).snapshots == len(before) == 5
+    assert snapshots_of(unpacked) == before
+    with ImageStore.open(unpacked, durable=False) as store:
+        assert store.unpack("app:1", platforms("linux/amd64"))[0].new_layers == 0
+        assert len(store.gc().snapshots) == 0
+        number = store.snapshot("done").id
+    assert os.listdir(f"{unpacked}/snapshots/{number}/fs") == ["work-of-years"]
+
+
+def test_a_directory_of_which_nothing_is_known(unpacked):
+    """Stays where it is, and is told; so do those whose parents it was."""
+    with ImageStore.open(unpacked, durable=False) as store:
+        number = store.snapshot("done").id
+    (unpacked / f"snapshots/{number}/snapshot.json").write_text("{torn", "utf-8")
+    lose(unpacked)
+    result = rebuild(unpacked, durable=False)
+    assert result.snapshots == 2
+    assert [warning.split("/")[-1] for warning in result.warnings] == [
+        f"{n} is no snapshot that can be brought back" for n in range(number, number + 3)
+    ]
+    assert os.path.exists(f"{unpacked}/snapshots/{number}/fs/work-of-years")
+    assert [record.kind for record in snapshots_of(unpacked)] == ["committed", "committed"]

@@ -68,7 +68,16 @@ def test_umoci(umoci, store, unpacked, begun, tmp_path, name):
     found, mine = unpacked(name)
     theirs = peers.umoci_tree(umoci, store, found.manifest, tmp_path / "umoci")
 
-    assert_same(mine, theirs, peers.like_umoci(mine, theirs, begun), names=("imgdb", "umoci"))
+    ignore = peers.like_umoci(mine, theirs, begun)
+    unequal = differences(mine, theirs, ignore, names=("imgdb", "umoci"))
+    known = PARENTS if name == "hidden and hidden again" else {}
+    assert [line for path, field, line in unequal if (path, field) not in known] == []
+    assert len(mine) > 1 or name == "no layers"
+
+
+# A whiteout's parents are made as anything else's, though it hides nothing, as containerd does.
+# Umoci makes none.
+PARENTS = {(path, None) for path in (b"no", b"no/where", b"nowhere", b"swap")}
 
 
 @pytest.mark.parametrize("name", images.NAMES)

@@ -138,6 +138,8 @@ def rebuild(settings: Settings) -> None:
 
 def _rebuilt(result: Rebuilt) -> list[str]:
     lines = [f"{result.database}: {result.names} names, {result.pins} pins, {result.blobs} blobs"]
+    if result.snapshots:
+        lines.append(f"{result.snapshots} snapshots are back")
     if result.aside is not None:
         lines.append(f"the database that was there is in {result.aside}")
     lines += [f"{printable(name)} was removed since and is gone" for name in result.removed]

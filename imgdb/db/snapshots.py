@@ -88,6 +88,13 @@ class NewSnapshot:
     usage_inodes: int | None = None
 
 
+def description(
+    key: str, kind: str, parent: str | None, chain_id: str | None, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    """What is written down beside a snapshot, so that its row can be made again."""
+    return {"key": key, "kind": kind, "parent": parent, "chain_id": chain_id, "labels": dict(labels)}
+
+
 @dataclass(frozen=True, slots=True)
 class LayerToUnpack:
     """A layer of a manifest; `diff_id` and `chain_id` None where its config doesn't tell."""
@@ -359,6 +366,27 @@ def unpacked(connection: Connection, manifests: Collection[Digest]) -> dict[Dige
         )
         found |= {Digest.parse(row.digest): row.key for row in rows}
     return found
+
+
+def tie_unpacked(connection: Connection) -> None:
+    """Note for every manifest whose topmost layer's snapshot is here that it is unpacked."""
+    upper = _layers.alias("upper")
+    topmost = ~exists(
+        select(upper.c.position)
+        .where(upper.c.manifest_id == _layers.c.manifest_id, upper.c.position > _layers.c.position)
+        .correlate(_layers)
+    )
+    found = (
+        select(_layers.c.manifest_id, _snapshots.c.id, _snapshots.c.created_at)
+        .join(_snapshots, _snapshots.c.key == _layers.c.chain_id)
+        .where(topmost, _snapshots.c.chain_id == _layers.c.chain_id)
+    )
+    values = [
+        {"manifest_id": row.manifest_id, "snapshot_id": row.id, "created_at": row.created_at}
+        for row in connection.execute(found)
+    ]
+    for chunk in chunks(values):
+        connection.execute(insert_into(connection, Unpack).on_conflict_do_nothing(), chunk)
 
 
 # -- garbage ---------------------------------------------------------------------------------

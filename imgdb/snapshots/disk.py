@@ -6,6 +6,7 @@
         fs/                the layer, in overlay form
         work/              overlayfs's own, of active snapshots
         skipped.jsonl      what a plain user could not set, where there is any
+        snapshot.json      its row, for the day when the database is lost
     snapshots/new-<hex>/   being made; flocked by its owner, renamed to an id when it is durable
     snapshots/empty/       a layer without anything, since overlayfs wants two
 
@@ -19,23 +20,33 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import secrets
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from imgdb.content.files import make_private_directory, sync_directory, sync_filesystem
+from imgdb.content.files import (
+    make_private_directory,
+    open_regular,
+    sync_directory,
+    sync_filesystem,
+    write_all,
+    write_durably,
+)
 from imgdb.content.holds import locked
 from imgdb.errors import BusyError, DataLossError
 from imgdb.snapshots.beneath import DIRECTORY
 from imgdb.snapshots.trees import Usage, measure, remove_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 _NEW = "new-"
 EMPTY = "empty"
 SKIPPED = "skipped.jsonl"
+_DESCRIPTION = "snapshot.json"
+_MAX_DESCRIPTION = 1 << 20
 
 
 class StagedSnapshot:
@@ -53,6 +64,16 @@ class StagedSnapshot:
     def open_fs(self) -> int:
         """A descriptor of the layer itself; the caller's."""
         return os.open("fs", DIRECTORY, dir_fd=self.fd)
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Write down what its row will say."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(_DESCRIPTION, flags, 0o600, dir_fd=self.fd)
+        try:
+            write_all(fd, json.dumps(description, sort_keys=True).encode())
+            os.fchmod(fd, 0o600)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Let go of the lock; the row protects it from here on."""
@@ -187,6 +208,23 @@ class SnapshotDirectory:
         path = os.path.join(self.path, _NEW + secrets.token_hex(8))
         os.rename(staged.path, path)
         staged.path = path
+
+    def describe(self, snapshot: int, description: Mapping[str, Any]) -> None:
+        """Write down anew what a snapshot's row says; durable."""
+        path = os.path.join(self.path, str(snapshot), _DESCRIPTION)
+        write_durably(path, json.dumps(description, sort_keys=True).encode(), durable=self.durable)
+
+    def description(self, snapshot: int) -> dict[str, Any] | None:
+        """What was written down about a snapshot; None where there is nothing that can be read."""
+        fd = open_regular(os.path.join(self.path, str(snapshot), _DESCRIPTION))
+        if fd is None:
+            return None
+        with open(fd, "rb") as file:
+            try:
+                value = json.loads(file.read(_MAX_DESCRIPTION))
+            except ValueError:
+                return None
+        return value if isinstance(value, dict) else None
 
     def sync(self, snapshot: int) -> None:
         """Make what was written into a snapshot durable."""

@@ -49,6 +49,8 @@ class Batch:
 
     def add(self, finished: Finished) -> None:
         """Take a layer."""
+        key = finished.key
+        finished.staged.describe(snapshots.description(key, COMMITTED, finished.parent, key, finished.labels))
         self._finished.append(finished)
 
     def publish(self) -> None:
