@@ -38,7 +38,7 @@ REMOVERS = {
     "content/files.py": {"rename", "unlink"},  # small files, replaced in one step
     "content/holds.py": {"unlink"},  # its own hold files
     "snapshots/disk.py": {"rename"},  # its own directories, into place and into the trash
-    "snapshots/extract.py": {"unlink"},  # a whiteout of the layer being made
+    "snapshots/directories.py": {"unlink"},  # a whiteout of the layer being made
     "snapshots/mount.py": {"rmdir"},  # the empty place of a mount
     "snapshots/trees.py": {"rename", "unlink", "rmdir"},  # trees that nobody needs
     "exporter/write.py": {"rename", "unlink", "rmdir", "rmtree"},  # what the user asked to be written

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_LAYER_ENTRIES = 2_000_000
 """Members that a layer may have."""
 
+_LINK_MODE = 0o777  # which every link has on Linux, whatever its layer says
 _CHUNK = 1 << 18
 _ZEROS = bytes(_CHUNK)
 
@@ -149,7 +150,8 @@ def _write_others(reader: TarReader, names: Iterable[_Name], out: _Output) -> No
     for source, same in groupby(names, key=itemgetter(0)):
         member = _find(members, member_of(source))
         first, *others = sorted(_path(directory, name) for _, directory, name in same)
-        found = replace(member, name=first, xattrs=kept_xattrs(member))
+        mode = _LINK_MODE if member.kind is MemberKind.SYMLINK else member.mode
+        found = replace(member, name=first, mode=mode, xattrs=kept_xattrs(member))
         out.headers(found)
         if found.kind is MemberKind.FILE:
             _write_body(reader, found, out)

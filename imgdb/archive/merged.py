@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from imgdb.archive.layernames import MAX_DEPTH, Whiteout, below_whiteout, cleaned, components, whiteout
 from imgdb.archive.pax import show
-from imgdb.archive.tarheader import MAX_COMPONENT, MAX_PATH, MemberKind
+from imgdb.archive.tarheader import MAX_COMPONENT, MAX_MAJOR, MAX_MINOR, MAX_PATH, MemberKind
 from imgdb.archive.xattrs import is_kept, is_overlay
 from imgdb.errors import BadArchiveError
 
@@ -119,8 +119,14 @@ def member_of(source: int) -> int:
 
 
 def kept_xattrs(member: Member) -> dict[bytes, bytes]:
-    """The extended attributes of a member that stay."""
-    return {name: value for name, value in member.xattrs.items() if is_kept(name)}
+    """The extended attributes of a member that stay; ``user.*`` is for files and directories alone."""
+    if member.kind not in {MemberKind.FILE, MemberKind.DIRECTORY}:
+        return {
+            name: value
+            for name, value in member.xattrs.items()
+            if is_kept(name, value) and not name.startswith(b"user.")
+        }
+    return {name: value for name, value in member.xattrs.items() if is_kept(name, value)}
 
 
 class MergedTree:
@@ -195,8 +201,8 @@ class MergedTree:
             self.stripped += any(map(is_overlay, member.xattrs))
             self._add(self._parent(path), base, member, source)
             return
-        if member.kind is MemberKind.DIRECTORY:
-            raise BadArchiveError("a whiteout can't be a directory")
+        if member.kind not in {MemberKind.FILE, MemberKind.HARDLINK}:
+            raise BadArchiveError(f"a whiteout can't be a {member.kind.value}")
         directory = self._parent(path)
         if kind is Whiteout.OPAQUE:
             self._hide_below(directory)
@@ -351,3 +357,7 @@ def _check(member: Member) -> None:
         raise BadArchiveError(f"owner {member.uid}:{member.gid} does not fit into 32 bits")
     if member.kind is MemberKind.CHARACTER and member.devmajor == member.devminor == 0:
         raise BadArchiveError("character device 0:0 is overlayfs's whiteout, which no layer may have")
+    if member.devmajor > MAX_MAJOR or member.devminor > MAX_MINOR:
+        raise BadArchiveError(f"there is no device {member.devmajor}:{member.devminor}")
+    if member.kind is MemberKind.SYMLINK and len(member.linkname) >= MAX_PATH:
+        raise BadArchiveError(f"its target is longer than {MAX_PATH - 1} bytes")

@@ -23,6 +23,9 @@ ZERO_BLOCK = bytes(BLOCK)
 MAX_EXTENSION = 1 << 20
 MAX_PATH = 4096
 MAX_COMPONENT = 255
+MAX_MAJOR = (1 << 12) - 1
+MAX_MINOR = (1 << 20) - 1
+"""The largest device numbers that Linux has."""
 
 _FIELDS = struct.Struct("100s8s8s8s12s12s8sB100s8s32s32s8s8s155s12x")
 _USTAR = b"ustar\0"

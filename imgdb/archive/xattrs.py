@@ -7,16 +7,21 @@ Source: reliability A17, A22; umoci and buildkit leave out the same.
 
 from __future__ import annotations
 
-_KEPT = frozenset({b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"})
+_CAPABILITY = b"security.capability"
+_CAPABILITY_SIZES = (12, 20, 24)  # bytes of the kernel's three versions
+_KEPT = frozenset({_CAPABILITY, b"system.posix_acl_access", b"system.posix_acl_default"})
 _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 
 
-def is_kept(name: bytes) -> bool:
+def is_kept(name: bytes, value: bytes) -> bool:
     """Whether an attribute is kept: ``user.*``, file capabilities and POSIX ACLs; never overlayfs's.
 
     Args:
         name: its full name, raw.
+        value: of it; a capability that is none would be stored by the kernel and never given back.
     """
+    if name == _CAPABILITY and len(value) not in _CAPABILITY_SIZES:
+        return False
     return name in _KEPT or (name.startswith(b"user.") and not is_overlay(name))
 
 

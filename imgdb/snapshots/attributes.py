@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from imgdb.archive.tarheader import Member
 
+_OVERLAYS = "; it is overlayfs's own"
 NOBODY = 0xFFFFFFFF  # (uid_t) -1, which means "leave it" to chown
 _REFUSED = frozenset({errno.EPERM, errno.EINVAL, errno.EACCES})
 _UNSUPPORTED = frozenset({errno.ENOTSUP, errno.ENOSYS})
@@ -70,11 +71,10 @@ def of_member(member: Member) -> tuple[Attributes, list[str]]:
     """
     if not (0 <= member.uid < NOBODY and 0 <= member.gid < NOBODY):
         raise BadArchiveError(f"{show(member.name)}: there is no owner {member.uid}:{member.gid}")
-    kept = {name: value for name, value in member.xattrs.items() if is_kept(name)}
+    kept = {name: value for name, value in member.xattrs.items() if is_kept(name, value)}
     warnings = [
-        f"{show(member.name)}: extended attribute {show(name)} is overlayfs's own and left out"
-        for name in member.xattrs
-        if is_overlay(name)
+        f"{show(member.name)}: extended attribute {show(name)} is left out{_OVERLAYS * is_overlay(name)}"
+        for name in member.xattrs.keys() - kept.keys()
     ]
     return Attributes(member.mode, member.uid, member.gid, member.mtime_ns, kept), warnings
 
@@ -90,10 +90,20 @@ def of_file(fd: int, status: os.stat_result) -> Attributes:
     xattrs = {}
     if not stat.S_ISLNK(status.st_mode):
         for name in os.listxattr(path):
-            raw = os.fsencode(name)
-            if is_kept(raw):
-                xattrs[raw] = os.getxattr(path, name)
+            raw, value = os.fsencode(name), _read_xattr(path, name)
+            if value is not None and is_kept(raw, value):
+                xattrs[raw] = value
     return Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, xattrs)
+
+
+def _read_xattr(path: str, name: str) -> bytes | None:
+    """None for one that is not given back: gone meanwhile, or a capability that is none."""
+    try:
+        return os.getxattr(path, name)
+    except OSError as error:
+        if error.errno in {errno.EINVAL, errno.ENODATA}:
+            return None
+        raise
 
 
 def give(

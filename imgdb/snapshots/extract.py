@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING
 from imgdb.archive.layernames import Whiteout, below_whiteout, cleaned, whiteout
 from imgdb.archive.pax import show
 from imgdb.archive.tar import MemberKind
+from imgdb.archive.tarheader import MAX_MAJOR, MAX_MINOR, MAX_PATH
 from imgdb.errors import BadArchiveError
 from imgdb.snapshots import attributes as attrs
-from imgdb.snapshots.attributes import DEFAULT, Attributes, Skipped
+from imgdb.snapshots.attributes import Attributes, Skipped
 from imgdb.snapshots.beneath import DIRECTORY, opened
-from imgdb.snapshots.copied import attributes_of, copy_entry
-from imgdb.snapshots.merged import Stack, is_whiteout
-from imgdb.snapshots.places import Parents
-from imgdb.snapshots.trees import remove_entry, remove_whiteouts
+from imgdb.snapshots.copied import copy_entry
+from imgdb.snapshots.directories import Directories
+from imgdb.snapshots.merged import is_whiteout
+from imgdb.snapshots.trees import remove_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE = 1 << 20
+_WHITEOUT_KINDS = frozenset((MemberKind.FILE, MemberKind.HARDLINK))
 _DEVICES = {MemberKind.CHARACTER: stat.S_IFCHR, MemberKind.BLOCK: stat.S_IFBLK}
 _KINDS = {
     MemberKind.FILE: "file",
@@ -58,6 +60,7 @@ class Extractor:
         on_warning: called with one line for what is left out.
         on_skip: called for each entry that this process has no right to make completely.
         max_bytes: of all files together.
+        max_entries: directories that may be made, those included that no member lists.
     """
 
     def __init__(
@@ -68,21 +71,20 @@ class Extractor:
         on_warning: Callable[[str], None],
         on_skip: Callable[[Skipped], None],
         max_bytes: int,
+        max_entries: int,
     ) -> None:
-        self._fd = fd
-        self._tree = Stack([fd, *lowers])
-        self._parents = Parents(self._tree)
-        self._has_lowers = bool(lowers)
-        self._private = os.geteuid() != 0
+        self._directories = Directories([fd, *lowers], max_entries)
         self._settable = 0o777 & ~attrs.umask()
         self._warn = on_warning
         self._on_skip = on_skip
         self._left = self._max = max_bytes
-        self._directories: dict[bytes, Attributes] = {}
-        self._copied: set[bytes] = set()
+        self._skipped_devices: set[bytes] = set()
         self._buffer = memoryview(bytearray(_PIECE))
-        self.hides_all = False
+
+    @property
+    def hides_all(self) -> bool:
         """The root itself is opaque: nothing of lower layers is seen."""
+        return self._directories.hides_all
 
     def apply(self, member: Member, body: TarReader) -> None:
         """Make what a member describes.
@@ -100,90 +102,49 @@ class Extractor:
             self._warn(f"{show(member.name)} is AUFS's own and left out")
         elif kind is Whiteout.NONE:
             self._make(parts, member, body)
-        elif member.kind is MemberKind.DIRECTORY:
-            raise BadArchiveError(f"whiteout {show(member.name)} is a directory")
+        elif member.kind not in _WHITEOUT_KINDS:
+            raise BadArchiveError(f"whiteout {show(member.name)} is a {member.kind.value}")
         elif kind is Whiteout.OPAQUE:
             self._hide_all(parts[:-1])
         else:
             self._hide(parts[:-1], hidden)
 
     def finish(self) -> None:
-        """Give the directories their attributes, the deepest first."""
-        self._parents.close()
-        for path in sorted(self._directories, key=lambda path: path.count(b"/"), reverse=True):
-            # One that was replaced later is none any more.
-            fd = self._parents.open(path)
-            if fd is not None:
-                wanted = self._directories[path]
-                try:
-                    skipped = attrs.give(fd, wanted, private=self._private)
-                finally:
-                    os.close(fd)
-                self._report(path, skipped, "directory", wanted)
+        """Give the directories their attributes."""
+        for path, missing, wanted in self._directories.finish():
+            self._report(path, missing, "directory", wanted)
 
     def close(self) -> None:
         """Let go of descriptors; after an error instead of `finish`."""
-        self._parents.close()
+        self._directories.close()
 
     # -- whiteouts ---------------------------------------------------------------------------
 
     def _hide(self, parents: list[bytes], name: bytes) -> None:
         """Hide an entry of lower layers; what this layer made stays, whenever it made it."""
-        real, directory = self._tree.resolve(parents)
-        if directory is None:
-            self._ensure(real)
+        resolved = self._directories.tree.resolve(parents)
+        if resolved.directory is None:
+            self._directories.ensure(resolved)
             return
-        path = directory.child(name)
-        own = self._own(path)
-        if own is not None:
+        path = resolved.directory.child(name)
+        own = self._directories.own(path)
+        if own is not None and not self._directories.remove_hollow(path):
             if stat.S_ISDIR(own.st_mode):
-                self._make_opaque(path)
-                self._forget_attributes(path)
+                self._directories.make_opaque(path)
+                self._directories.forget_copied(path, itself=True)
             return
-        if self._tree.lookup(directory, name) is None:
-            return
-        os.mknod(name, stat.S_IFCHR, 0, dir_fd=self._ensure(real))
-        self._parents.forget_names()
+        if self._directories.tree.lookup(resolved.directory, name) is not None:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=self._directories.ensure(resolved))
+            self._directories.link_changed()
 
     def _hide_all(self, parents: list[bytes]) -> None:
-        real, _ = self._tree.resolve(parents)
-        self._ensure(real)
-        if real:
-            self._make_opaque(b"/".join(real))
-            self._forget_attributes(b"/".join(real), itself=False)
-        elif self._has_lowers:
-            # overlayfs has no opaque root: whoever stacks the layers ends the stack here.
-            with opened(self._fd, b"", DIRECTORY) as fd:
-                remove_whiteouts(fd)
-            self._forget_attributes(b"", itself=False)
-            self._forget_lowers()
-
-    def _forget_lowers(self) -> None:
-        self.hides_all = True
-        self._has_lowers = False
-        self._tree = Stack([self._fd])
-        self._parents.close()
-        self._parents = Parents(self._tree)
-
-    def _make_opaque(self, path: bytes) -> None:
-        """Whiteouts in it go: in a directory that is not merged overlayfs would show them."""
-        if self._has_lowers:
-            with opened(self._fd, path, DIRECTORY) as fd:
-                attrs.set_opaque(fd)
-                remove_whiteouts(fd)
-            self._parents.forget_names()
-
-    def _forget_attributes(self, path: bytes, *, itself: bool = True) -> None:
-        """Directories that no member lists had theirs from what is hidden now."""
-        below = path + b"/" if path else b""
-        for copied in [p for p in self._copied if p.startswith(below) or (itself and p == path)]:
-            self._copied.discard(copied)
-            self._directories[copied] = DEFAULT
-
-    def _own(self, path: bytes) -> os.stat_result | None:
-        """What this layer has at a path, whiteouts aside."""
-        found = self._parents.status(path)
-        return None if found is None or is_whiteout(found) else found
+        resolved = self._directories.tree.resolve(parents)
+        self._directories.ensure(resolved)
+        if resolved.parts:
+            self._directories.make_opaque(resolved.path)
+            self._directories.forget_copied(resolved.path, itself=False)
+        else:
+            self._directories.forget_lowers()
 
     # -- entries -----------------------------------------------------------------------------
 
@@ -193,74 +154,42 @@ class Extractor:
             self._warn(warning)
         # Before the place is opened: it may copy up many directories.
         target = self._link_target(member) if member.kind is MemberKind.HARDLINK else None
-        directory_fd, parent = self._place(parts[:-1])
+        directory_fd, parent = self._directories.place(parts[:-1])
         name = parts[-1]
         path = b"%b/%b" % (parent, name) if parent else name
-        there = self._parents.status(path)
+        if len(path) >= MAX_PATH:
+            raise BadArchiveError(f"{show(member.name)} leads to a path that is too long")
+        self._skipped_devices.discard(path)
+        there = self._directories.status(path)
         if target is not None:
             self._hard_link(member, target, there, directory_fd, path)
-            return
-        if member.kind is MemberKind.DIRECTORY:
+        elif member.kind is MemberKind.DIRECTORY:
             self._directory(there, directory_fd, name, path, wanted)
-            return
-        self._clear(there, directory_fd, path)
-        skipped = self._create(member, body, directory_fd, name, wanted)
-        self._report(path, skipped, _KINDS[member.kind], wanted, (member.devmajor, member.devminor))
-
-    def _place(self, parents: list[bytes]) -> tuple[int, bytes]:
-        """The directory for an entry, made where it lacks; its descriptor and its path without links."""
-        raw = b"/".join(parents)
-        known = self._parents.get(raw)
-        if known is not None:
-            return known
-        real, _ = self._tree.resolve(parents)
-        return self._parents.put(raw, self._ensure(real), b"/".join(real))
-
-    def _ensure(self, real: Sequence[bytes]) -> int:
-        """A descriptor of a directory of this layer, copied up or made; owned by the cache."""
-        path = b"/".join(real)
-        fd = self._parents.directory(path)
-        if fd is not None:
-            return fd
-        above = self._ensure(real[:-1])
-        found = self._tree.find(real)
-        wanted = DEFAULT if found is None else attributes_of(self._tree, found)
-        own = self._parents.status(path)
-        if own is not None:  # a whiteout of this layer
-            os.unlink(real[-1], dir_fd=above)
-        os.mkdir(real[-1], 0o700, dir_fd=above)
-        self._parents.forget_names()
-        if own is not None:
-            self._make_opaque(path)
-        self._directories[path] = wanted
-        if found is not None:
-            self._copied.add(path)
-        fd = self._parents.directory(path)
-        if fd is None:
-            raise BadArchiveError(f"{show(path)} is no directory, and something lies below it")
-        return fd
+        else:
+            self._clear(there, directory_fd, path)
+            skipped = self._create(member, body, directory_fd, name, wanted)
+            device = (member.devmajor, member.devminor)
+            self._report(path, skipped, _KINDS.get(member.kind, "hardlink"), wanted, device)
 
     def _directory(
         self, there: os.stat_result | None, directory_fd: int, name: bytes, path: bytes, wanted: Attributes
     ) -> None:
         if there is None or not stat.S_ISDIR(there.st_mode):
             self._clear(there, directory_fd, path)
-            os.mkdir(name, 0o700, dir_fd=directory_fd)
-            self._parents.forget_names()
+            self._directories.mkdir(directory_fd, name, path)
             if there is not None:
                 # It takes the place of something that hid what is below, and goes on hiding it.
-                self._make_opaque(path)
-        self._directories[path] = wanted
-        self._copied.discard(path)
+                self._directories.make_opaque(path)
+        self._directories.listed(path, wanted)
 
     def _clear(self, there: os.stat_result | None, directory_fd: int, path: bytes) -> None:
         """Make room: the last entry of a name counts."""
         if there is None:
             return
         if stat.S_ISDIR(there.st_mode):
-            self._parents.forget_below(path)
+            self._directories.going(path)
         elif stat.S_ISLNK(there.st_mode) or is_whiteout(there):
-            self._parents.forget_names()
+            self._directories.link_changed()
         remove_entry(directory_fd, path.rpartition(b"/")[2])
 
     def _create(
@@ -277,19 +206,21 @@ class Extractor:
             finally:
                 os.close(fd)
         if member.kind is MemberKind.SYMLINK:
+            if len(member.linkname) >= MAX_PATH:
+                raise BadArchiveError(f"{show(member.name)}: its target is longer than {MAX_PATH - 1} bytes")
             os.symlink(member.linkname, name, dir_fd=directory_fd)
-            self._parents.forget_names()
+            self._directories.link_changed()
         elif member.kind is MemberKind.FIFO:
             os.mkfifo(name, 0o600, dir_fd=directory_fd)
-        elif not self._make_device(member, directory_fd, name):
-            return ["device"]
+        elif member.kind is MemberKind.HARDLINK or not self._make_device(member, directory_fd, name):
+            return ["device"]  # or a further name of one that was skipped
         return attrs.give_unopened(directory_fd, name, wanted, link=member.kind is MemberKind.SYMLINK)
 
     def _make_device(self, member: Member, directory_fd: int, name: bytes) -> bool:
         kind, major, minor = _DEVICES[member.kind], member.devmajor, member.devminor
         if kind == stat.S_IFCHR and (major, minor) == (0, 0):
             raise BadArchiveError(f"{show(member.name)} is the device by which overlayfs hides files")
-        if major >= 1 << 12 or minor >= 1 << 20:
+        if major > MAX_MAJOR or minor > MAX_MINOR:
             raise BadArchiveError(f"{show(member.name)}: there is no device {major}:{minor}")
         return attrs.try_chown(
             lambda: os.mknod(name, kind | 0o600, os.makedev(major, minor), dir_fd=directory_fd)
@@ -317,16 +248,23 @@ class Extractor:
 
     # -- hard links --------------------------------------------------------------------------
 
-    def _link_target(self, member: Member) -> Found:
-        """What a hard link shares its inode with, brought into this layer."""
+    def _link_target(self, member: Member) -> Found | None:
+        """What a hard link shares its inode with, brought into this layer; None for what was skipped."""
         parts = cleaned(member.linkname)
-        found = self._tree.find(parts) if parts else None
+        found = None
+        if parts:
+            resolved = self._directories.tree.resolve(parts[:-1])
+            if resolved.directory is not None:
+                found = self._directories.tree.lookup(resolved.directory, parts[-1])
+                if found is None and resolved.directory.child(parts[-1]) in self._skipped_devices:
+                    return None
         if found is None:
             raise BadArchiveError(f"{show(member.name)} links to {show(member.linkname)}, which is not there")
         if found.directory is not None:
             raise BadArchiveError(f"{show(member.name)} links to the directory {show(member.linkname)}")
         if found.layer:
-            self._copy_up(found)
+            above = self._directories.tree.resolve(found.path.split(b"/")[:-1])
+            copy_entry(self._directories.tree, found, self._directories.ensure(above))
         return found
 
     def _hard_link(
@@ -338,7 +276,7 @@ class Extractor:
         above, _, base = target.path.rpartition(b"/")
         name = path.rpartition(b"/")[2]
         try:
-            with opened(self._fd, above, DIRECTORY) as source:
+            with opened(self._directories.tree.fds[0], above, DIRECTORY) as source:
                 os.link(base, name, src_dir_fd=source, dst_dir_fd=directory_fd, follow_symlinks=False)
         except FileNotFoundError:
             # It lay in what made room for this very link.
@@ -346,11 +284,7 @@ class Extractor:
                 f"{show(member.name)} links to {show(member.linkname)}, which it replaces"
             ) from None
         if stat.S_ISLNK(target.status.st_mode):
-            self._parents.forget_names()
-
-    def _copy_up(self, found: Found) -> None:
-        """Bring a lower layer's file into this one, under its own name."""
-        copy_entry(self._tree, found, self._ensure(found.path.split(b"/")[:-1]))
+            self._directories.link_changed()
 
     def _report(
         self,
@@ -360,5 +294,7 @@ class Extractor:
         wanted: Attributes,
         device: tuple[int, int] = (0, 0),
     ) -> None:
+        if "device" in skipped:
+            self._skipped_devices.add(path)
         if skipped:
             self._on_skip(Skipped(path, tuple(skipped), kind, wanted, device))

@@ -76,6 +76,7 @@ def apply_layer(
             on_warning=on_warning,
             on_skip=skipped.append if on_skip is None else on_skip,
             max_bytes=max_bytes,
+            max_entries=MAX_ENTRIES,
         )
         try:
             _extract(Stream(plain), extractor, on_warning)

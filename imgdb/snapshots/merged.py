@@ -15,7 +15,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from imgdb.archive.layernames import MAX_DEPTH
 from imgdb.archive.pax import show
+from imgdb.archive.tarheader import MAX_COMPONENT, MAX_PATH
 from imgdb.errors import BadArchiveError
 from imgdb.snapshots.beneath import DIRECTORY, opened, readlink, status
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MAX_LINKS = 255
-MAX_DEPTH = 256
+MAX_STEPS = 10_000
+"""Components that may be gone through for one name, those of links included."""
 OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
 
@@ -58,6 +61,26 @@ class Found:
     status: os.stat_result
     layer: int
     directory: Directory | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Where a path leads.
+
+    Attributes:
+        parts: components without links; what does not exist is as it was written.
+        found: what is there, for each of them; None from where nothing exists.
+        directory: what is at the end; None where nothing is.
+    """
+
+    parts: tuple[bytes, ...]
+    found: tuple[Found | None, ...]
+    directory: Directory | None
+
+    @property
+    def path(self) -> bytes:
+        """The components in one."""
+        return b"/".join(self.parts)
 
 
 def is_whiteout(status: os.stat_result) -> bool:
@@ -140,50 +163,81 @@ class Stack:
         """The text of a symbolic link."""
         return readlink(self.fds[found.layer], found.path)
 
-    def resolve(self, parts: Iterable[bytes]) -> tuple[list[bytes], Directory | None]:
+    def resolve(self, parts: Iterable[bytes]) -> Resolved:
         """Where a path leads when the tree is the whole world: ``..`` stops at its root.
 
         Args:
             parts: components of a directory's path; links in them are followed, also the last.
 
-        Returns:
-            The components without links, and the directory; None where it does not exist, when
-            what is missing is taken as it was written.
-
         Raises:
             BadArchiveError: a component is neither directory nor link, or there are too many.
         """
+        way = _Way(self.root)
         pending = deque(parts)
-        real: list[bytes] = []
-        nodes: list[Directory | None] = [self.root]
         links = 0
-        while pending:
+        for _ in range(MAX_STEPS):
+            if not pending:
+                return way.resolved()
             part = pending.popleft()
-            if part in {b"", b"."}:
+            way.check(part)
+            here = way.directory
+            found = None if here is None or part in _DOTS else self.lookup(here, part)
+            if found is None or not stat.S_ISLNK(found.status.st_mode):
+                way.go(part, found)
                 continue
-            if part == b"..":
-                del real[-1:]
-                del nodes[max(1, len(nodes) - 1) :]
-                continue
-            found = None if nodes[-1] is None else self.lookup(nodes[-1], part)
-            if found is not None and stat.S_ISLNK(found.status.st_mode):
-                links += 1
-                target = self.readlink(found)
-                if links > MAX_LINKS:
-                    raise BadArchiveError(f"too many symbolic links at {show(found.path)}")
-                if target.startswith(b"/"):
-                    real, nodes = [], [self.root]
-                pending.extendleft(reversed(target.split(b"/")))
-                continue
-            if found is not None and found.directory is None:
-                raise BadArchiveError(f"{show(found.path)} is no directory, and something lies below it")
-            real.append(part)
-            nodes.append(None if found is None else found.directory)
-            if len(real) > MAX_DEPTH:
-                raise BadArchiveError(f"{show(b'/'.join(real))} lies deeper than {MAX_DEPTH} directories")
-        return real, nodes[-1]
+            links += 1
+            if links > MAX_LINKS:
+                raise BadArchiveError(f"too many symbolic links at {show(found.path)}")
+            target = self.readlink(found)
+            if target.startswith(b"/"):
+                way = _Way(self.root)
+            pending.extendleft(reversed(target.split(b"/")))
+        raise BadArchiveError(f"too many steps through symbolic links, at {show(b'/'.join(way.parts))}")
 
     def find(self, parts: Sequence[bytes]) -> Found | None:
         """What is at a path, links in its directory followed, its last component not."""
-        _, directory = self.resolve(parts[:-1])
+        directory = self.resolve(parts[:-1]).directory
         return None if directory is None else self.lookup(directory, parts[-1])
+
+
+_DOTS = frozenset((b"", b".", b".."))
+
+
+class _Way:
+    """Steps of `Stack.resolve`, from the root."""
+
+    def __init__(self, root: Directory) -> None:
+        self._root = root
+        self.parts: list[bytes] = []
+        self.found: list[Found | None] = []
+
+    @property
+    def directory(self) -> Directory | None:
+        """Where it has led to; None where nothing is."""
+        if not self.found:
+            return self._root
+        last = self.found[-1]
+        return None if last is None else last.directory
+
+    def go(self, part: bytes, found: Found | None) -> None:
+        """Take a component that is no link."""
+        if part == b"..":
+            del self.parts[-1:], self.found[-1:]
+        elif part not in _DOTS:
+            if found is not None and found.directory is None:
+                raise BadArchiveError(f"{show(found.path)} is no directory, and something lies below it")
+            self.parts.append(part)
+            self.found.append(found)
+
+    def check(self, part: bytes) -> None:
+        """Refuse a component that no path can have, or after so many."""
+        length = sum(map(len, self.parts)) + len(self.parts) + len(part)
+        if len(self.parts) >= MAX_DEPTH and part not in _DOTS:
+            where = show(b"/".join(self.parts))
+            raise BadArchiveError(f"{where} leads to something deeper than {MAX_DEPTH} directories")
+        if len(part) > MAX_COMPONENT or length >= MAX_PATH:
+            raise BadArchiveError(f"{show(b'/'.join(self.parts))} leads to a path that is too long")
+
+    def resolved(self) -> Resolved:
+        """The end of the way."""
+        return Resolved(tuple(self.parts), tuple(self.found), self.directory)
