@@ -39,6 +39,7 @@ REMOVERS = {
     "content/holds.py": {"unlink"},  # its own hold files
     "snapshots/disk.py": {"rename"},  # its own directories, into place and into the trash
     "snapshots/directories.py": {"unlink"},  # a whiteout of the layer being made
+    "snapshots/extract.py": {"unlink"},  # likewise
     "snapshots/mount.py": {"rmdir"},  # the empty place of a mount
     "snapshots/trees.py": {"rename", "unlink", "rmdir"},  # trees that nobody needs
     "exporter/write.py": {"rename", "unlink", "rmdir", "rmtree"},  # what the user asked to be written

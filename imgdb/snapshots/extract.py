@@ -267,22 +267,39 @@ class Extractor:
             copy_entry(self._directories.tree, found, self._directories.ensure(above))
         return found
 
+    def _led_on(self, there: os.stat_result | None, path: bytes) -> bool:
+        """Whether what is replaced, in this layer or below it, was a directory or a link."""
+        tree = self._directories.tree
+        below = tree.find(path.split(b"/")) if len(tree.fds) > 1 else None
+        replaced = [
+            status for status in (there, None if below is None else below.status) if status is not None
+        ]
+        return any(stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode) for status in replaced)
+
+    def _check_way(self, member: Member, target: Found, directory_fd: int, name: bytes) -> None:
+        """What made room, in this layer or below, may have been on the way to the target, or above it."""
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory_fd)
+        self._directories.link_changed()
+        try:
+            parts = cleaned(member.linkname)
+            found = self._directories.tree.find(parts)
+        finally:
+            os.unlink(name, dir_fd=directory_fd)
+        if found is None or found.path != target.path:
+            raise BadArchiveError(f"{show(member.name)} links to {show(member.linkname)}, which is not there")
+
     def _hard_link(
         self, member: Member, target: Found, there: os.stat_result | None, directory_fd: int, path: bytes
     ) -> None:
         if target.path == path:
             raise BadArchiveError(f"{show(member.name)} links to itself")
         self._clear(there, directory_fd, path)
-        above, _, base = target.path.rpartition(b"/")
         name = path.rpartition(b"/")[2]
-        try:
-            with opened(self._directories.tree.fds[0], above, DIRECTORY) as source:
-                os.link(base, name, src_dir_fd=source, dst_dir_fd=directory_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            # It lay in what made room for this very link.
-            raise BadArchiveError(
-                f"{show(member.name)} links to {show(member.linkname)}, which it replaces"
-            ) from None
+        if self._led_on(there, path):
+            self._check_way(member, target, directory_fd, name)
+        above, _, base = target.path.rpartition(b"/")
+        with opened(self._directories.tree.fds[0], above, DIRECTORY) as source:
+            os.link(base, name, src_dir_fd=source, dst_dir_fd=directory_fd, follow_symlinks=False)
         if stat.S_ISLNK(target.status.st_mode):
             self._directories.link_changed()
 
