@@ -50,8 +50,24 @@ class _Shared:
     ends: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
-_lock = threading.Lock()
-_shared: dict[tuple[str, int], _Shared] = {}
+_Name = tuple[str, int]
+
+_shared: dict[_Name, _Shared] = {}
+_locks: dict[_Name, threading.Lock] = {}
+
+
+def _lock(name: _Name) -> threading.Lock:
+    """One for each snapshot: who waits for another process must not keep others from theirs."""
+    return _locks.setdefault(name, threading.Lock())
+
+
+def _forget_in_child() -> None:
+    """A thread that holds a lock is not in a forked child; its parent's mounts are not the child's."""
+    _locks.clear()
+    _shared.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class Mounter:
@@ -85,9 +101,9 @@ class Mounter:
 
     def _enter(self, record: SnapshotRecord, wait_s: float) -> _Shared:
         name = (self._directory.root, record.id)
-        with _lock:
+        with _lock(name):
             shared = _shared.get(name)
-            if shared is not None and shared.process == os.getpid():
+            if shared is not None:
                 shared.users += 1
                 return shared
             with contextlib.ExitStack() as ends:
@@ -98,7 +114,7 @@ class Mounter:
     def _leave(self, record: SnapshotRecord, shared: _Shared) -> None:
         if shared.process != os.getpid():
             return  # a forked child leaves its parent's mount alone
-        with _lock:
+        with _lock((self._directory.root, record.id)):
             shared.users -= 1
             if shared.users:
                 return
@@ -111,7 +127,7 @@ class Mounter:
         with contextlib.ExitStack() as ends:
             ends.enter_context(leased(self._access, keep, ("io.imgdb.base-fs", record.key)))
             if record.kind == ACTIVE:
-                ends.enter_context(self._directory.alone(record.id, deadline_s=wait_s))
+                self._alone(record, ends, wait_s)
             target = self._target_of(record)
             if target is not None:
                 yield ends.enter_context(mount.shared(target))
@@ -122,6 +138,13 @@ class Mounter:
             except CannotMountError:
                 path = ends.enter_context(self._copied(record, stacked))
             yield path
+
+    def _alone(self, record: SnapshotRecord, ends: contextlib.ExitStack, wait_s: float) -> None:
+        """Be the only process that writes a snapshot, which must still be what it was."""
+        ends.enter_context(self._directory.alone(record.id, deadline_s=wait_s))
+        now: SnapshotRecord | None = self._access.read(lambda c: snapshots.find(c, record.key))
+        if now is None or (now.id, now.kind) != (record.id, ACTIVE):
+            raise NotFoundError(f"snapshot {record.key} was removed or committed meanwhile")
 
     def _target_of(self, record: SnapshotRecord) -> str | None:
         """Where ``imgdb mount`` has mounted a snapshot, seen from here."""
@@ -189,7 +212,7 @@ class Mounter:
         there = mount.mounted()
         with contextlib.ExitStack() as ends:
             if record.kind == ACTIVE:
-                ends.enter_context(self._directory.alone(record.id, deadline_s=0))
+                self._alone(record, ends, 0)
                 self._refuse_second(record)
             stacked = self._stacked(record)
             self._access.write(lambda c: _begin(c, record.id, target, there), raises_generation=False)

@@ -29,6 +29,7 @@ from imgdb.errors import (
     NotFoundError,
 )
 from imgdb.snapshots import mount, running, syscalls
+from imgdb.snapshots.disk import SnapshotDirectory
 from imgdb.store import ImageStore
 from tests.builder import Image, Layer
 from tests.integrity import check_store
@@ -237,6 +238,20 @@ def test_another_process_waits_or_gives_up(ready):
         threading.Timer(0.3, process.stdin.close).start()
         with ready.base_fs("c", wait_s=30) as root:
             assert "by-another" in os.listdir(root)
+
+
+def test_what_was_committed_while_it_was_waited_for(ready, monkeypatch):
+    """Is never written any more."""
+    real = SnapshotDirectory.alone
+
+    def late(directory, snapshot, *, deadline_s):
+        monkeypatch.undo()
+        ready.commit_snapshot("d", "c")
+        return real(directory, snapshot, deadline_s=deadline_s)
+
+    monkeypatch.setattr(SnapshotDirectory, "alone", late)
+    with pytest.raises(NotFoundError, match="removed or committed meanwhile"), ready.base_fs("c"):
+        pass
 
 
 def test_a_kill_leaves_nothing(ready):

@@ -11,7 +11,7 @@ from imgdb.cli.groups import Group
 from imgdb.cli.output import Column, emit, say
 from imgdb.cli.params import Failures
 from imgdb.cli.printable import human_size, printable, rfc3339
-from imgdb.errors import ImgdbError
+from imgdb.errors import ImgdbError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from imgdb.db.snapshots import SnapshotRecord
@@ -157,9 +157,9 @@ def usage(settings: Settings, /, keys: tuple[str, ...], format_: str) -> None:
     emit(records, format=format_, columns=columns)
 
 
-@snapshot.command("exec", context_settings={"ignore_unknown_options": True})
+@snapshot.command("exec", context_settings={"allow_interspersed_args": False})
 @click.argument("key")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARG]...")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
 @click.option("--chroot", "inside", is_flag=True, help="Run it inside, as root of there; no isolation.")
 @pass_settings
 def exec_(settings: Settings, /, key: str, command: tuple[str, ...], inside: bool) -> None:
@@ -170,6 +170,9 @@ def exec_(settings: Settings, /, key: str, command: tuple[str, ...], inside: boo
     """
     from imgdb.snapshots.running import run  # noqa: PLC0415 - not needed for help
 
+    command = command[1:] if command[0] == "--" else command
+    if not command:
+        raise InvalidArgumentError(f"which command? write imgdb snapshot exec {key} -- COMMAND")
     with settings.open() as store, store.base_fs(key) as path:
         code = run(path, command, inside=inside)
     raise click.exceptions.Exit(code)

@@ -77,6 +77,10 @@ def test_exec(program, imgdb):
     assert (done.returncode, done.stdout.split()) == (5, ["bin", "etc"]), done.stderr
     done = program("snapshot", "exec", "c", "cat", "new")
     assert (done.returncode, done.stdout) == (0, "new\n")
+    done = program("snapshot", "exec", "c", "ls", "--help")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "Usage:")
+    assert "imgdb" not in done.stdout
+    assert "which command?" in program("snapshot", "exec", "c", "--").stderr
     done = program("snapshot", "exec", "c", "--", "no-such-command")
     assert (done.returncode, done.stderr) == (1, "imgdb: error: no-such-command: no such command\n")
     committed = imgdb("snapshot", "ls", "-q").out.split()[0]
