@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -225,6 +226,7 @@ def test_snapshots(store):
     assert found(store.check(QUICK)) == {"counter-wrong"}
     assert store.check(REPAIR).damage == ()
     sql(store, "DELETE FROM imgdb_snapshots")
+    shutil.rmtree(folder)
 
 
 # -- slices ----------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ from imgdb.db import sql
 from imgdb.db.leases import Resource
 from imgdb.errors import InvalidArgumentError
 from imgdb.prune import PruneOptions, check
-from tests.builder import Index
+from tests.builder import Image, Index
 from tests.clock import DAY, HOUR, Clock
 from tests.collecting import freed, image, tar
 from tests.db.rows import Rows, open_shell
 from tests.looking import digests, names, present
+from tests.test_unpack import HOST
 
 ALL = PruneOptions(every=True)
 
@@ -244,3 +245,19 @@ def test_events(new_store):
     untagged = [("untag", node.digest, f"docker.io/library/a:{tag}") for tag in (1, 2)]
     deleted = [("delete", digest, None) for digest in sorted([node.digest, nameless.digest])]
     assert happened == untagged + deleted
+
+
+def test_an_image_below_a_snapshot_is_used(new_store, tmp_path):
+    """However many were committed between it and the one that is written; until that is removed."""
+    store = new_store()
+    store.load(Image([{"a": b"1"}], HOST).oci_tar(tmp_path / "x.tar", "app:1"))
+    store.unpack("app:1")
+    store.prepare("first", "app:1")
+    store.commit_snapshot("done", "first")
+    store.prepare("second", "done")
+    everything = PruneOptions(every=True)
+    assert store.plan_prune(everything).records == ()
+    store.remove_snapshot("second")
+    assert [record.display_name for record in store.plan_prune(everything).records] == ["app:1"]
+    assert len(store.prune(store.plan_prune(everything)).records) == 1
+    assert store.snapshots() == []

@@ -82,7 +82,8 @@ KINDS = {
         "rows refer to rows that don't exist", f"{_REPAIR}; images need imgdb db rebuild"
     ),
     "snapshot-missing": Kind(
-        "the snapshot has a row and no directory", "remove it, and unpack the image again"
+        "the snapshot has a row and no directory",
+        "unpack its image again (imgdb unpack), or remove it (imgdb snapshot rm)",
     ),
     "schema-wrong": Kind("tables, triggers or views are not what this imgdb made", _UPGRADE),
     "pair-mismatch": Kind("store and database don't fit", _REBUILD),

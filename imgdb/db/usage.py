@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from imgdb.db import leases
 from imgdb.db.graph import above
 from imgdb.db.models import Blob, Image, LeaseResource, Mount, Snapshot, Unpack
+from imgdb.db.snapshots import COMMITTED
 from imgdb.db.sql import now_us, table_of
 
 if TYPE_CHECKING:
@@ -44,15 +45,17 @@ def used_names(connection: Connection, dead: Collection[str] | None = None) -> s
 
 
 def _unpacked(connection: Connection) -> set[str]:
-    """Images of which a manifest is unpacked below an active snapshot, or mounted."""
+    """Images of which a manifest is unpacked below an active snapshot, a view or a mount."""
     unpack, mount = table_of(Unpack), table_of(Mount)
-    child = _snapshots.alias("child")
-    live = (
-        select(unpack.c.manifest_id)
-        .join(child, child.c.parent_id == unpack.c.snapshot_id)
-        .where(child.c.kind == "active")
-        .union(select(unpack.c.manifest_id).join(mount, mount.c.snapshot_id == unpack.c.snapshot_id))
+    mounted = _snapshots.c.id.in_(select(mount.c.snapshot_id))
+    roots = select(_snapshots.c.id).where(or_(_snapshots.c.kind != COMMITTED, mounted))
+    needed = roots.cte("needed", recursive=True)
+    needed = needed.union(
+        select(_snapshots.c.parent_id)
+        .join(needed, needed.c.id == _snapshots.c.id)
+        .where(_snapshots.c.parent_id.is_not(None))
     )
+    live = select(unpack.c.manifest_id).join(needed, needed.c.id == unpack.c.snapshot_id)
     manifests = list(connection.execute(live).scalars())
     if not manifests:
         return set()
