@@ -47,6 +47,9 @@ class Batch:
         self._directory = directory
         self._finished: list[Finished] = []
 
+    def __len__(self) -> int:
+        return len(self._finished)
+
     def add(self, finished: Finished) -> None:
         """Take a layer."""
         key = finished.key

@@ -13,6 +13,8 @@ import fcntl
 import os
 import resource
 from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from imgdb.db import blobs, events, images, snapshots
@@ -45,8 +47,33 @@ if TYPE_CHECKING:
 
 _USED_COARSE_US = 3600 * 1_000_000
 # Snapshots below, and what else a process has open.
-_SPARE_DESCRIPTORS = 128
+_SPARE_DESCRIPTORS = 256
+_BATCH = 32  # layers that are published together; each has three descriptors until then
 _WARNINGS = 10
+
+
+@dataclass(slots=True)
+class _Ongoing:
+    """One manifest being unpacked.
+
+    Attributes:
+        batch: layers that are finished and no snapshots yet.
+        ends: what is to be let go of at the end.
+        skipped: what could not be set, and how often.
+        lowers: descriptors of the layers so far, topmost first.
+    """
+
+    batch: Batch
+    ends: contextlib.ExitStack
+    skipped: Counter[str]
+    lowers: list[int] = field(default_factory=list)
+
+    def put_on_top(self, fd: int, *, alone: bool) -> None:
+        """The next layer's directory; `alone` where it hides all below it."""
+        self.ends.callback(os.close, fd)
+        if alone:
+            self.lowers.clear()
+        self.lowers.insert(0, fd)
 
 
 class Unpacker:
@@ -98,17 +125,17 @@ class Unpacker:
         _allow_descriptors(len(job.layers) + _SPARE_DESCRIPTORS)
         facts = self._access.read(lambda c: blobs.find(c, {layer.digest for layer in job.layers}))
         total = sum(facts[x.digest].size for x in job.layers if x.chain_id not in there)
-        batch = Batch(self._access, self._directory)
         with contextlib.ExitStack() as ends, self._reporter.phase("unpack", total):
-            ends.callback(batch.discard)
+            ongoing = _Ongoing(Batch(self._access, self._directory), ends, skipped)
+            ends.callback(ongoing.batch.discard)
             try:
-                self._layers(job, there, batch, ends, skipped)
+                self._layers(job, there, ongoing)
             except (ImgdbError, OSError):
                 # What was finished before is right, and saves work the next time.
                 with contextlib.suppress(ImgdbError, OSError):
-                    batch.publish()
+                    ongoing.batch.publish()
                 raise
-            self._publish(batch)
+            self._publish(ongoing.batch)
 
     def _publish(self, batch: Batch) -> None:
         try:
@@ -116,31 +143,21 @@ class Unpacker:
         except OSError as error:
             raise _told(error, self._directory.path) from error
 
-    def _layers(
-        self, job: Job, there: set[str], batch: Batch, ends: contextlib.ExitStack, skipped: Counter[str]
-    ) -> None:
-        lowers: list[int] = []
+    def _layers(self, job: Job, there: set[str], ongoing: _Ongoing) -> None:
         parent = None
         for layer in job.layers:
             key = str(layer.chain_id)
-            lock = None if key in there else self._lock(layer, batch)
+            lock = None if key in there else self._lock(layer, ongoing.batch)
             if lock is None:
-                self._put_known(key, lowers, ends)
+                record = self._access.read(partial(snapshots.get, key=key))
+                ongoing.put_on_top(self._directory.open_fs(record.id), alone=record.is_standalone)
             else:
                 self._reporter.blob(str(layer.digest), os.fstat(lock.fileno()).st_size)
-                self._layer(layer, parent, lock, lowers, batch, ends, skipped)
+                self._layer(layer, parent, lock, ongoing)
             parent = key
         if not job.layers:
             staged = self._directory.make()
-            batch.add(Finished(staged, NO_LAYERS, None, {}, None))
-
-    def _put_known(self, key: str, lowers: list[int], ends: contextlib.ExitStack) -> None:
-        record = self._access.read(lambda c: snapshots.get(c, key))
-        if record.is_standalone:
-            lowers.clear()
-        fd = self._directory.open_fs(record.id)
-        ends.callback(os.close, fd)
-        lowers.insert(0, fd)
+            ongoing.batch.add(Finished(staged, NO_LAYERS, None, {}, None))
 
     def _lock(self, layer: LayerToUnpack, batch: Batch) -> BinaryIO | None:
         """The layer's blob, locked: whoever else unpacks it waits; None when it is unpacked by then.
@@ -163,33 +180,19 @@ class Unpacker:
         blob.close()
         return None
 
-    def _layer(
-        self,
-        layer: LayerToUnpack,
-        parent: str | None,
-        blob: BinaryIO,
-        lowers: list[int],
-        batch: Batch,
-        ends: contextlib.ExitStack,
-        skipped: Counter[str],
-    ) -> None:
-        try:
+    def _layer(self, layer: LayerToUnpack, parent: str | None, blob: BinaryIO, ongoing: _Ongoing) -> None:
+        with contextlib.ExitStack() as failing:
+            failing.callback(blob.close)
             staged = self._directory.make()
-            try:
-                applied = self._apply(layer, blob, staged, lowers, skipped)
-                fd = staged.open_fs()
-            except BaseException:
-                self._directory.end(staged)
-                raise
-        except BaseException:
-            blob.close()
-            raise
+            failing.callback(self._directory.end, staged)
+            applied = self._apply(layer, blob, staged, ongoing)
+            fd = staged.open_fs()
+            failing.pop_all()
+        ongoing.put_on_top(fd, alone=applied.hides_all)
         labels = {STANDALONE: "true"} if applied.hides_all else {}
-        batch.add(Finished(staged, str(layer.chain_id), parent, labels, blob))
-        ends.callback(os.close, fd)
-        if applied.hides_all:
-            lowers.clear()
-        lowers.insert(0, fd)
+        ongoing.batch.add(Finished(staged, str(layer.chain_id), parent, labels, blob))
+        if len(ongoing.batch) >= _BATCH:
+            self._publish(ongoing.batch)
 
     def _open(self, layer: LayerToUnpack) -> BinaryIO:
         try:
@@ -198,22 +201,17 @@ class Unpacker:
             raise DataLossError(f"{error}; import an archive that has it") from None
 
     def _apply(
-        self,
-        layer: LayerToUnpack,
-        blob: BinaryIO,
-        staged: StagedSnapshot,
-        lowers: list[int],
-        skipped: Counter[str],
+        self, layer: LayerToUnpack, blob: BinaryIO, staged: StagedSnapshot, ongoing: _Ongoing
     ) -> Applied:
         assert layer.diff_id is not None  # noqa: S101 - `_job` looked
         warnings = _Few(self._reporter, str(layer.digest))
         fs = staged.open_fs()
         try:
-            with SkipLog(staged, skipped) as log:
+            with SkipLog(staged, ongoing.skipped) as log:
                 applied = apply_layer(
                     Counted(blob, self._reporter.advance),
                     fs,
-                    lowers,
+                    ongoing.lowers,
                     algorithm=layer.diff_id.algorithm,
                     max_bytes=self._max_bytes,
                     on_warning=warnings.warn,
