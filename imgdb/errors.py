@@ -5,7 +5,8 @@ The tree (exit code in brackets; a class without one has its parent's)::
     ImgdbError [1]
     ├── InvalidArgumentError [2]        what the caller said makes no sense
     ├── NotFoundError [1]               image, blob, platform, store
-    │   └── NothingToUnpackError        no manifest of the host's, or the asked, platform
+    │   ├── NothingToUnpackError        no manifest of the host's, or the asked, platform
+    │   └── CommandNotFoundError [127]  what was to be run on a root file system, as shells say it
     ├── NotSupportedError [1]           something that imgdb does not know
     ├── NoImageError [1]                the input is no image archive at all
     ├── BadArchiveError [3]             an image archive that is damaged or forbidden
@@ -14,6 +15,7 @@ The tree (exit code in brackets; a class without one has its parent's)::
     │   ├── AlreadyExistsError
     │   ├── ConflictError
     │   ├── FailedPreconditionError
+    │   ├── CommandRefusedError [126]   it can't be executed
     │   └── SchemaError                 the database's schema is not one we can use
     ├── CannotMountError [1]            this kernel, user or file system mounts nothing
     └── BusyError [75]                  somebody holds a lock; try again later
@@ -43,6 +45,12 @@ class NotFoundError(ImgdbError):
 
 class NothingToUnpackError(NotFoundError):
     """The image has no manifest for this host, or for the platform that was asked for."""
+
+
+class CommandNotFoundError(NotFoundError):
+    """The command to be run on a root file system does not exist."""
+
+    exit_code = 127
 
 
 class NotSupportedError(ImgdbError):
@@ -81,6 +89,12 @@ class ConflictError(RefusedError):
 
 class FailedPreconditionError(RefusedError):
     """The object is not in the state that the operation needs."""
+
+
+class CommandRefusedError(RefusedError):
+    """The command to be run on a root file system can't be executed."""
+
+    exit_code = 126
 
 
 class SchemaError(RefusedError):

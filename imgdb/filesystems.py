@@ -6,10 +6,16 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
-from imgdb.db import mounts, snapshots
+from imgdb.db import images, mounts, snapshots
 from imgdb.db.snapshots import ACTIVE, VIEW, NewSnapshot
 from imgdb.db.sql import now_us
-from imgdb.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from imgdb.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    ImgdbError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from imgdb.mounting import WAIT_S, Mounter
 from imgdb.progress import SILENT
 from imgdb.rootfs import RootfsWriter
@@ -114,6 +120,7 @@ class FileSystems:
 
         def look(connection: Connection) -> tuple[SnapshotRecord | None, int]:
             below = None if parent is None else _parent_key(connection, parent, key)
+            _check_key(connection, key)
             snapshots.check_new(connection, key, below)
             record = None if below is None else snapshots.get(connection, below)
             return record, snapshots.largest_id(connection)
@@ -153,7 +160,7 @@ class FileSystems:
         self._check_writable()
         access, directory = self._access(), self._directory()
         record: SnapshotRecord = access.read(lambda c: snapshots.check_commit(c, name, key))
-        with directory.alone(record.id, deadline_s=0):
+        with directory.alone(record.id, record.key, deadline_s=0):
             directory.sync(record.id)
             usage = directory.measure(record.id)
             committed: SnapshotRecord = access.write(
@@ -182,7 +189,7 @@ class FileSystems:
         record: SnapshotRecord = access.read(lambda c: snapshots.get(c, key))
         with contextlib.ExitStack() as stack:
             if os.path.isdir(directory.fs(record.id)):
-                stack.enter_context(directory.alone(record.id, deadline_s=0))
+                stack.enter_context(directory.alone(record.id, record.key, deadline_s=0))
             access.write(lambda c: snapshots.remove(c, key), raises_generation=False)
         directory.sweep([record.id], lambda ids: access.read(lambda c: snapshots.known(c, ids)))
 
@@ -271,6 +278,24 @@ class FileSystems:
         with self.base_fs(key) as path:
             return function(path)
 
+    def execute(self, key: str, command: Sequence[str], *, inside: bool = False) -> int:
+        """Run a command on a snapshot's mounted root, and return its exit code.
+
+        Only for programs with one thread: the command is prepared between fork and exec.
+
+        Args:
+            key: as for `base_fs`.
+            command: of the host; it starts in the root's directory, which $IMGDB_ROOTFS names.
+            inside: by chroot; then it is the image's own.
+
+        Raises:
+            CommandNotFoundError, CommandRefusedError: it is not there, or can't be executed.
+            NotFoundError, FailedPreconditionError, BusyError: as `base_fs`.
+            RefusedError: chroot needs root.
+        """
+        self._check_writable()
+        return Mounter(self._access(), self._directory()).execute(key, command, inside=inside)
+
     def mount(self, what: str, directory: str | os.PathLike[str]) -> MountRecord:
         """Mount a snapshot, or an image read-only, until `unmount`; an image is unpacked where need be.
 
@@ -290,7 +315,7 @@ class FileSystems:
         return Mounter(self._access(), self._directory()).mount(key, os.fspath(directory))
 
     def unmount(self, what: str | os.PathLike[str]) -> MountRecord:
-        """End a mount, by its directory or its snapshot's key.
+        """End a mount, by its directory, its snapshot's key, or its image's name.
 
         Raises:
             NotFoundError: imgdb has mounted no such thing.
@@ -298,12 +323,23 @@ class FileSystems:
             BusyError: something in it is in use.
         """
         self._check_writable()
-        return Mounter(self._access(), self._directory()).unmount(os.fspath(what))
+        named = os.fspath(what)
+        mounter = Mounter(self._access(), self._directory())
+        return mounter.unmount(named, self._access().read(lambda c: _image_keys(c, named)))
 
     def mounts(self) -> list[MountRecord]:
         """What imgdb has mounted since the machine was started, by target."""
         found: list[MountRecord] = self._access().read(mounts.listing)
         return found
+
+
+def _check_key(connection: Connection, key: str) -> None:
+    """Refuse keys that would hide an image from those who name it, or that nobody can read."""
+    if not key.isprintable():
+        raise InvalidArgumentError(f"a snapshot's key must be printable: {key!r}")
+    with contextlib.suppress(NotFoundError, InvalidArgumentError):
+        name = images.resolve(connection, key)[0].display_name
+        raise AlreadyExistsError(f"{key} is the image {name}; a snapshot needs a key of its own before that")
 
 
 def _parent_key(connection: Connection, parent: str, key: str) -> str:
@@ -322,6 +358,14 @@ def _parent_key(connection: Connection, parent: str, key: str) -> str:
     raise FailedPreconditionError(
         f"{record.display_name} is not unpacked: imgdb unpack {record.display_name}"
     )
+
+
+def _image_keys(connection: Connection, name: str) -> list[str]:
+    """Keys of the snapshots that an image is unpacked into; empty where there is no such image."""
+    with contextlib.suppress(ImgdbError):
+        _, jobs = plan.plan(connection, name)
+        return list(snapshots.unpacked(connection, [job.manifest for job in jobs]).values())
+    return []
 
 
 def _same_root(directory: SnapshotDirectory, below: SnapshotRecord, staged: StagedSnapshot) -> None:

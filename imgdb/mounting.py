@@ -24,10 +24,11 @@ from imgdb.snapshots import mount
 from imgdb.snapshots.copied import copy_up_all
 from imgdb.snapshots.disk import EMPTY
 from imgdb.snapshots.mount import Stacked
+from imgdb.snapshots.running import run
 from imgdb.snapshots.trees import remove_whiteouts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from sqlalchemy import Connection
 
@@ -76,6 +77,7 @@ class Mounter:
     def __init__(self, access: Access, directory: SnapshotDirectory) -> None:
         self._access = access
         self._directory = directory
+        self._lock_fd: int | None = None
 
     # -- for a callback ----------------------------------------------------------------------
 
@@ -98,6 +100,12 @@ class Mounter:
             yield shared.path
         finally:
             self._leave(record, shared)
+
+    def execute(self, key: str, command: Sequence[str], *, inside: bool) -> int:
+        """Run a command on a snapshot; errors as `base_fs` and `running.run`, the exit code as there."""
+        with self.base_fs(key) as path:
+            # The lock is the command's as well: who writes on when this process was killed still has it.
+            return run(path, command, inside=inside, lock=self._lock_fd)
 
     def _enter(self, record: SnapshotRecord, wait_s: float) -> _Shared:
         name = (self._directory.root, record.id)
@@ -141,7 +149,7 @@ class Mounter:
 
     def _alone(self, record: SnapshotRecord, ends: contextlib.ExitStack, wait_s: float) -> None:
         """Be the only process that writes a snapshot, which must still be what it was."""
-        ends.enter_context(self._directory.alone(record.id, deadline_s=wait_s))
+        self._lock_fd = ends.enter_context(self._directory.alone(record.id, record.key, deadline_s=wait_s))
         now: SnapshotRecord | None = self._access.read(lambda c: snapshots.find(c, record.key))
         if now is None or (now.id, now.kind) != (record.id, ACTIVE):
             raise NotFoundError(f"snapshot {record.key} was removed or committed meanwhile")
@@ -230,8 +238,12 @@ class Mounter:
                 f"snapshot {record.key} is mounted at {target}, and can be written at one place only"
             )
 
-    def unmount(self, what: str) -> MountRecord:
+    def unmount(self, what: str, keys: Collection[str] = ()) -> MountRecord:
         """End a mount; given where it is, or the key of a snapshot that is mounted once.
+
+        Args:
+            what: the directory, or the key.
+            keys: of snapshots that `what` may mean as well.
 
         Raises:
             NotFoundError: imgdb has mounted no such thing.
@@ -240,7 +252,9 @@ class Mounter:
         """
         listed: list[MountRecord] = self._access.read(mounts.listing)
         target = os.path.realpath(what)
-        found = [m for m in listed if m.target == target] or [m for m in listed if m.key == self._key(what)]
+        found = [m for m in listed if m.target == target] or [
+            m for m in listed if m.key in {self._key(what), *keys}
+        ]
         if not found:
             raise NotFoundError(f"imgdb has mounted nothing at {what}; imgdb mount lists its mounts")
         if len(found) > 1:

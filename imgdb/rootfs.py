@@ -53,6 +53,8 @@ class RootfsWriter:
 
     def write(self, what: str, out: str | BinaryIO, platforms: Sequence[Platform]) -> None:
         """Write a snapshot of this key, or an image of this name; see `ImageStore.rootfs`."""
+        if isinstance(out, str) and os.path.isdir(out):
+            raise InvalidArgumentError(f"{out} is a directory; give the name of a file")
         record: SnapshotRecord | None = self._access.read(lambda c: snapshots.look_up(c, what))
         if record is not None and not platforms:
             self._snapshot(record, out)

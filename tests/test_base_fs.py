@@ -233,7 +233,10 @@ def holder(store):
 def test_another_process_waits_or_gives_up(ready):
     """Two mounts that write one layer are what overlayfs doesn't define."""
     with holder(ready) as process:
-        with pytest.raises(BusyError, match="in use by another process"), ready.base_fs("c", wait_s=0.2):
+        with (
+            pytest.raises(BusyError, match="snapshot c is in use by another process"),
+            ready.base_fs("c", wait_s=0.2),
+        ):
             pass
         threading.Timer(0.3, process.stdin.close).start()
         with ready.base_fs("c", wait_s=30) as root:
@@ -244,10 +247,10 @@ def test_what_was_committed_while_it_was_waited_for(ready, monkeypatch):
     """Is never written any more."""
     real = SnapshotDirectory.alone
 
-    def late(directory, snapshot, *, deadline_s):
+    def late(directory, snapshot, key, *, deadline_s):
         monkeypatch.undo()
         ready.commit_snapshot("d", "c")
-        return real(directory, snapshot, deadline_s=deadline_s)
+        return real(directory, snapshot, key, deadline_s=deadline_s)
 
     monkeypatch.setattr(SnapshotDirectory, "alone", late)
     with pytest.raises(NotFoundError, match="removed or committed meanwhile"), ready.base_fs("c"):
@@ -262,11 +265,7 @@ def test_a_kill_leaves_nothing(ready):
         process.wait()
     with ready.base_fs("c") as root:
         assert "by-another" in os.listdir(root)
-    for lease in ready.leases():
-        ready.renew_lease(lease.id, 0.001)
-    time.sleep(0.01)
-    ready.gc()
-    assert ready.leases() == []
+    clear_up(ready, tmp_path)
 
 
 def test_a_forked_child_leaves_the_mount_alone(ready):
@@ -642,6 +641,63 @@ def test_a_command_that_is_not_there(ready):
 def test_a_command_that_is_killed(ready):
     """Its signal is told as shells do."""
     assert run(ready, "sh", "-c", "kill -9 $$")[0] == 128 + 9
+
+
+EXECUTOR = """
+import sys
+from imgdb.store import ImageStore
+with ImageStore.open(sys.argv[1]) as store:
+    store.execute("c", ["sh", "-c", sys.argv[2]])
+"""
+
+
+def executing(store, script):
+    """A process that runs a command on the snapshot `c`, which has begun."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", EXECUTOR, store.root, f"echo begun; {script}"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_a_command_dies_with_imgdb(ready, tmp_path):
+    """Nobody writes on into a snapshot that others may have by then."""
+    with executing(ready, "while :; do date >> log; sleep 0.05; done") as process:
+        process.kill()
+    with ready.base_fs("c") as root:
+        size = os.path.getsize(f"{root}/log")
+        time.sleep(0.3)
+        assert os.path.getsize(f"{root}/log") == size
+    clear_up(ready, tmp_path)
+
+
+def test_what_a_command_leaves_behind_keeps_the_snapshot(ready, tmp_path):
+    """A process in the background that outlives both still has the lock."""
+    with executing(ready, "setsid sh -c 'echo $$; exec sleep 30' & wait") as process:
+        sleeper = int(process.stdout.readline())
+        process.kill()
+    try:
+        with pytest.raises(BusyError, match="snapshot c is in use"):
+            ready.commit_snapshot("d", "c")
+    finally:
+        os.kill(sleeper, signal.SIGKILL)
+    with ready.base_fs("c", wait_s=10) as root:
+        assert os.path.exists(root)
+    clear_up(ready, tmp_path)
+
+
+def clear_up(store, tmp_path):
+    """Remove the empty directories of mounts of killed processes, and let their leases end."""
+    for lease in store.leases():
+        store.renew_lease(lease.id, 0.001)
+    time.sleep(0.01)
+    store.gc()
+    assert store.leases() == []
+    for place in (tmp_path / "places").iterdir():
+        place.rmdir()
 
 
 def test_signals_are_handed_on(ready):

@@ -130,7 +130,7 @@ def test_prepare_and_view_fail_on_what_is_not_committed(store):
     store.view("view", "top")
     for parent in ("active", "view"):
         for make in (store.prepare, store.view):
-            with pytest.raises(InvalidArgumentError, match=f"snapshot {parent} is {parent}"):
+            with pytest.raises(InvalidArgumentError, match=rf"snapshot {parent} is (a )?{parent}"):
                 make("new", parent)
     assert len(store.snapshots()) == 3
 
@@ -155,7 +155,7 @@ def test_commit_refuses(store):
     store.prepare("active")
     with pytest.raises(NotFoundError, match="no snapshot nothing"):
         store.commit_snapshot("new", "nothing")
-    with pytest.raises(FailedPreconditionError, match="snapshot view is view"):
+    with pytest.raises(FailedPreconditionError, match="snapshot view is a view"):
         store.commit_snapshot("new", "view")
     with pytest.raises(FailedPreconditionError, match="snapshot top is committed"):
         store.commit_snapshot("new", "top")

@@ -149,7 +149,7 @@ def umount(settings: Settings, /, what: tuple[str, ...]) -> None:
     with settings.open() as store:
         for item in what:
             record = store.unmount(item)
-            note(f"{printable(record.target)} is no longer mounted", settings)
+            note(f"{printable(record.target)}: unmounted", settings)
 
 
 @click.command(cls=Verb, style=True, extras={"Examples": _ROOTFS_EXAMPLES})

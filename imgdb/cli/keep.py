@@ -89,7 +89,7 @@ def why(settings: Settings, /, name: str, as_json: bool) -> None:
 def df(settings: Settings, /, verbose: bool, format_: str) -> None:
     """Show disk usage; RECLAIMABLE is exactly what would be freed.
 
-    Of images, by prune --all --yes-all; of blobs, by gc.
+    Of images and snapshots, by prune --all --yes-all; of blobs, by gc.
     """
     with settings.open() as store:
         usage = store.df()

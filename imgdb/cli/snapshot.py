@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgdb.cli.context import Settings, complete_images, format_option, pass_settings
+from imgdb.cli.context import Settings, complete_images, format_option, note, pass_settings
 from imgdb.cli.groups import Group
 from imgdb.cli.output import Column, emit, say
 from imgdb.cli.params import Failures
@@ -120,6 +120,10 @@ def commit(settings: Settings, /, name: str, key: str, labels: tuple[str, ...]) 
     """
     with settings.open() as store:
         store.commit_snapshot(name, key, labels=_labels(labels))
+    note(
+        f"the next gc frees {printable(name)}, unless a snapshot is prepared on it or a lease keeps it",
+        settings,
+    )
 
 
 @snapshot.command("rm")
@@ -166,13 +170,13 @@ def exec_(settings: Settings, /, key: str, command: tuple[str, ...], inside: boo
     """Mount an active snapshot or a view, run a command on it, unmount it.
 
     The command is the host's, and starts in the root's directory, which $IMGDB_ROOTFS names, too:
-    write etc/passwd, not /etc/passwd. Ends with the command's exit code.
+    write etc/passwd, not /etc/passwd. Ends with the command's exit code, with 127 where there is no
+    such command, and with 126 where it can't be executed. With --chroot there is what the image has:
+    no /proc, and no devices, for the mount is nodev.
     """
-    from imgdb.snapshots.running import run  # noqa: PLC0415 - not needed for help
-
     command = command[1:] if command[0] == "--" else command
     if not command:
         raise InvalidArgumentError(f"which command? write imgdb snapshot exec {key} -- COMMAND")
-    with settings.open() as store, store.base_fs(key) as path:
-        code = run(path, command, inside=inside)
+    with settings.open() as store:
+        code = store.execute(key, command, inside=inside)
     raise click.exceptions.Exit(code)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Select
 
 ACTIVE, VIEW, COMMITTED = "active", "view", "committed"
+_A = {ACTIVE: "active", VIEW: "a view", COMMITTED: "committed"}
 STANDALONE = "io.imgdb.standalone"
 """Label of a snapshot whose own directory is everything: nothing of its parents is seen."""
 
@@ -226,7 +227,7 @@ def check_new(connection: Connection, key: str, parent: str | None) -> None:
         raise NotFoundError(f"no snapshot {parent} to be the parent of {key}")
     if below.kind != COMMITTED:
         raise InvalidArgumentError(
-            f"snapshot {parent} is {below.kind}, and only a committed one can be a parent"
+            f"snapshot {parent} is {_A[below.kind]}, and only a committed one can be a parent"
         )
 
 
@@ -261,7 +262,9 @@ def check_commit(connection: Connection, name: str, key: str) -> SnapshotRecord:
     """
     record = get(connection, key)
     if record.kind != ACTIVE:
-        raise FailedPreconditionError(f"snapshot {key} is {record.kind}, and only an active one is committed")
+        raise FailedPreconditionError(
+            f"snapshot {key} is {_A[record.kind]}, and only an active one can be committed"
+        )
     if not name:
         raise InvalidArgumentError("a snapshot needs a key that is not empty")
     if find(connection, name) is not None:

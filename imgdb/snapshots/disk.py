@@ -258,8 +258,8 @@ class SnapshotDirectory:
     # -- using -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def alone(self, snapshot: int, *, deadline_s: float) -> Iterator[None]:
-        """Be the only process that changes a snapshot's layer.
+    def alone(self, snapshot: int, key: str, *, deadline_s: float) -> Iterator[int]:
+        """Be the only process that changes a snapshot's layer; yields the descriptor of the lock.
 
         Raises:
             BusyError: another one has been doing so for `deadline_s` seconds.
@@ -267,8 +267,8 @@ class SnapshotDirectory:
         """
         directory = os.path.join(self.path, str(snapshot))
         try:
-            with locked_directory(directory, deadline_s=deadline_s):
-                yield
+            with locked_directory(directory, f"snapshot {key}", deadline_s=deadline_s) as fd:
+                yield fd
         except FileNotFoundError:
             if os.path.isdir(directory):
                 raise
@@ -368,8 +368,11 @@ class SnapshotDirectory:
 
 
 @contextlib.contextmanager
-def locked_directory(path: str, *, deadline_s: float) -> Iterator[None]:
-    """Hold a lock on a directory itself; errors as `SnapshotDirectory.alone`."""
+def locked_directory(path: str, what: str, *, deadline_s: float) -> Iterator[int]:
+    """Hold a lock on a directory itself; errors as `SnapshotDirectory.alone`.
+
+    It is not unlocked but closed: a child process that has the descriptor has the lock.
+    """
     fd = os.open(path, DIRECTORY)
     end = time.monotonic() + deadline_s
     try:
@@ -380,9 +383,9 @@ def locked_directory(path: str, *, deadline_s: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= end:
                     raise BusyError(
-                        f"{path} is in use by another process; try again when that is done"
+                        f"{what} is in use by another process; try again when that is done"
                     ) from None
                 time.sleep(0.01)
-        yield
+        yield fd
     finally:
         os.close(fd)

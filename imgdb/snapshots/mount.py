@@ -90,6 +90,7 @@ def overlay(stacked: Stacked) -> int:
     context = -1
     try:
         context = syscalls.fsopen("overlay")
+        syscalls.fsconfig(context, "source", b"imgdb")
         if not in_first_user_namespace():
             syscalls.fsconfig(context, "userxattr")
         for layer in stacked.lower_layers:
@@ -149,7 +150,7 @@ def _by_mount(stacked: Stacked, target: str) -> None:
             syscalls.unshare(syscalls.CLONE_FS)
             os.chdir(stacked.base)
             flags = _FLAGS | (syscalls.MS_RDONLY if stacked.read_only else 0)
-            syscalls.mount(b"overlay", os.fsencode(target), b"overlay", flags, data)
+            syscalls.mount(b"imgdb", os.fsencode(target), b"overlay", flags, data)
         except OSError as error:
             failures.append(error)
 

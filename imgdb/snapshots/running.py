@@ -14,7 +14,7 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING
 
-from imgdb.errors import NotFoundError, RefusedError
+from imgdb.errors import CommandNotFoundError, CommandRefusedError, RefusedError
 from imgdb.snapshots import syscalls
 from imgdb.snapshots.mount import temporary_directory
 
@@ -26,26 +26,32 @@ ROOTFS = "IMGDB_ROOTFS"
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
-def run(path: str, command: Sequence[str], *, inside: bool = False) -> int:
+def run(path: str, command: Sequence[str], *, inside: bool = False, lock: int | None = None) -> int:
     """Run a command until it ends.
 
     Args:
         path: of the root file system.
         command: what to run, and its arguments.
         inside: chroot there; else it is the host's command, with the root as working directory.
+        lock: a descriptor that the command keeps, so that a lock lives as long as it does.
 
     Returns:
         Its exit code; 128 and the number of the signal that ended it.
 
     Raises:
-        NotFoundError: there is no such command.
-        RefusedError: it can't be executed, or this process can't chroot.
+        CommandNotFoundError: there is no such command.
+        CommandRefusedError: it can't be executed.
+        RefusedError: this process can't chroot.
     """
+    if inside and os.geteuid():
+        raise RefusedError("chroot needs root; try it in unshare -rm, with --store")
+    parent = os.getpid()
     with temporary_directory() as place:
         environment = os.environ | ({} if inside else {ROOTFS: place})
 
         def enter() -> None:
             # In the child, between fork and exec.
+            syscalls.die_with_parent(parent)
             here = _attach(path, place)
             os.environ[ROOTFS] = here
             if inside:
@@ -58,11 +64,21 @@ def run(path: str, command: Sequence[str], *, inside: bool = False) -> int:
         if not attached:
             environment[ROOTFS] = path
         try:
-            process = subprocess.Popen(list(command), preexec_fn=enter, env=environment)  # noqa: S603, PLW1509 - the user's own command; there is one thread here
+            process = subprocess.Popen(  # noqa: S603 - the user's own command
+                list(command),
+                preexec_fn=enter,  # noqa: PLW1509 - `ImageStore.execute` is for programs with one thread
+                env=environment,
+                pass_fds=() if lock is None else (lock,),
+            )
         except FileNotFoundError:
-            raise NotFoundError(f"{command[0]}: no such command{' in there' if inside else ''}") from None
-        except (PermissionError, subprocess.SubprocessError) as error:
-            raise RefusedError(f"{command[0]} can't be run: {error}") from None
+            where = " in there" if inside else ""
+            raise CommandNotFoundError(f"{command[0]}: no such command{where}") from None
+        except subprocess.SubprocessError:
+            raise RefusedError(
+                f"{command[0]} can't be run there: this process may not chroot or mount"
+            ) from None
+        except OSError as error:
+            raise CommandRefusedError(f"{command[0]} can't be run: {error.strerror}") from None
         with _forwarding(process):
             code = process.wait()
     return code if code >= 0 else 128 - code

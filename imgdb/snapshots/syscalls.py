@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from functools import cache
 from typing import Any
 
@@ -50,6 +51,7 @@ _OPEN_TREE_CLONE = 0x1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _AT_EMPTY_PATH = 0x1000
+_PR_SET_PDEATHSIG = 1
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
 
 
@@ -153,6 +155,13 @@ def mount(source: bytes, target: bytes, kind: bytes | None, flags: int, data: by
 def umount(target: bytes, flags: int = 0) -> None:
     """End the mount at a path."""
     _check(_libc().umount2(target, ctypes.c_int(flags)), "umount")
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when the one that forked it ends, or has ended already."""
+    _check(_libc().prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "prctl")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def unshare(flags: int) -> None:

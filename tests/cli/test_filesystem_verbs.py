@@ -50,10 +50,18 @@ def test_snapshots_from_prepare_to_rm(imgdb):
     parent = listed[-1].split()[-1]
     assert len(parent) == len(CHAIN) + 12
     assert imgdb("snapshot", "usage", parent).out.splitlines()[1].split()[0] == parent
-    imgdb("snapshot", "commit", "done", "c")
+    assert "the next gc frees done, unless" in imgdb("snapshot", "commit", "done", "c").err
     assert imgdb("snapshot", "ls", "-q").out.split()[-2:] in (["v", "done"], ["done", "v"])
     assert imgdb("snapshot", "rm", "v", "done").out.split() == ["v", "done"]
     assert "no snapshot v" in imgdb("snapshot", "rm", "v", code=1).err
+
+
+def test_a_key_that_is_an_image(imgdb):
+    """Was the image meant? Else that could no longer be named where keys are taken, too."""
+    for arguments in (["busybox"], ["busybox:latest"], [BUSYBOX.digest]):
+        assert "is the image busybox:latest" in imgdb("snapshot", "prepare", *arguments, code=4).err
+    assert "must be printable" in imgdb("snapshot", "view", "a\x1b[1m", code=2).err
+    assert imgdb("snapshot", "ls", "-q").out == ""
 
 
 def test_snapshot_errors(imgdb):
@@ -82,7 +90,12 @@ def test_exec(program, imgdb):
     assert "imgdb" not in done.stdout
     assert "which command?" in program("snapshot", "exec", "c", "--").stderr
     done = program("snapshot", "exec", "c", "--", "no-such-command")
-    assert (done.returncode, done.stderr) == (1, "imgdb: error: no-such-command: no such command\n")
+    assert (done.returncode, done.stderr) == (127, "imgdb: error: no-such-command: no such command\n")
+    done = program("snapshot", "exec", "c", "--", "/etc/passwd")
+    assert (done.returncode, done.stderr) == (
+        126,
+        "imgdb: error: /etc/passwd can't be run: Permission denied\n",
+    )
     committed = imgdb("snapshot", "ls", "-q").out.split()[0]
     done = program("snapshot", "exec", committed, "--", "true")
     assert done.returncode == 4
@@ -101,7 +114,7 @@ def test_mount_and_umount(imgdb, tmp_path):
         assert imgdb("mount").out.splitlines()[1].split()[::2] == [str(target), "mounted"]
     finally:
         told = imgdb("umount", target).err
-    assert told == f"imgdb: {target} is no longer mounted\n"
+    assert told == f"imgdb: {target}: unmounted\n"
     assert os.listdir(target) == []
     assert "imgdb has mounted nothing" in imgdb("umount", target, code=1).err
     assert "write imgdb mount busybox DIR" in imgdb("mount", "busybox", code=2).err
