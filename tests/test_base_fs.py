@@ -257,7 +257,7 @@ def test_what_was_committed_while_it_was_waited_for(ready, monkeypatch):
         pass
 
 
-def test_a_kill_leaves_nothing(ready):
+def test_a_kill_leaves_nothing(ready, tmp_path):
     """Neither mount nor place nor lock; the lease goes with the next gc."""
     with holder(ready) as process:
         assert process.root
