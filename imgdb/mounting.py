@@ -90,7 +90,11 @@ class Mounter:
             FailedPreconditionError: it is a committed one.
             BusyError: another process has had it for `wait_s` seconds.
         """
-        record: SnapshotRecord = self._access.read(lambda c: snapshots.get(c, key))
+        record: SnapshotRecord | None = self._access.read(lambda c: snapshots.look_up(c, key))
+        if record is None:
+            raise NotFoundError(
+                f"no snapshot {key}; imgdb snapshot ls lists them, imgdb snapshot prepare KEY IMAGE makes one"
+            )
         if record.kind == COMMITTED:
             raise FailedPreconditionError(
                 f"snapshot {key} is committed, and so never changed; prepare an active one or a view of it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from imgdb.archive.pax import show
 from imgdb.archive.stream import Stream, ignore
 from imgdb.archive.tar import TarReader
 from imgdb.errors import BadArchiveError, NoImageError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from imgdb.archive.stream import Source
+    from imgdb.archive.tar import Member
     from imgdb.oci.digest import Digest
     from imgdb.snapshots.attributes import Skipped
 
@@ -92,7 +94,18 @@ def _extract(stream: Stream, extractor: Extractor, on_warning: Callable[[str], N
     reader = TarReader(stream, max_entries=MAX_ENTRIES, sparse=True, on_warning=on_warning)
     try:
         for member in reader:
-            extractor.apply(member, reader)
+            _apply(extractor, member, reader)
         reader.drain()
     except NoImageError:
         raise BadArchiveError("the layer is no tar archive") from None
+
+
+def _apply(extractor: Extractor, member: Member, reader: TarReader) -> None:
+    """Apply a member; what goes wrong is told with its name."""
+    try:
+        extractor.apply(member, reader)
+    except BadArchiveError as error:
+        name = show(member.name)
+        if name in str(error):
+            raise
+        raise BadArchiveError(f"{name}: {error}") from None
