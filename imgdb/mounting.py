@@ -78,6 +78,7 @@ class Mounter:
         self._access = access
         self._directory = directory
         self._lock_fd: int | None = None
+        self._hands_on = False
 
     # -- for a callback ----------------------------------------------------------------------
 
@@ -107,6 +108,7 @@ class Mounter:
 
     def execute(self, key: str, command: Sequence[str], *, inside: bool) -> int:
         """Run a command on a snapshot; errors as `base_fs` and `running.run`, the exit code as there."""
+        self._hands_on = True
         with self.base_fs(key) as path:
             # The lock is the command's as well: who writes on when this process was killed still has it.
             return run(path, command, inside=inside, lock=self._lock_fd)
@@ -153,7 +155,8 @@ class Mounter:
 
     def _alone(self, record: SnapshotRecord, ends: contextlib.ExitStack, wait_s: float) -> None:
         """Be the only process that writes a snapshot, which must still be what it was."""
-        self._lock_fd = ends.enter_context(self._directory.alone(record.id, record.key, deadline_s=wait_s))
+        alone = self._directory.alone(record.id, record.key, deadline_s=wait_s, keep=self._hands_on)
+        self._lock_fd = ends.enter_context(alone)
         now: SnapshotRecord | None = self._access.read(lambda c: snapshots.find(c, record.key))
         if now is None or (now.id, now.kind) != (record.id, ACTIVE):
             raise NotFoundError(f"snapshot {record.key} was removed or committed meanwhile")

@@ -247,10 +247,10 @@ def test_what_was_committed_while_it_was_waited_for(ready, monkeypatch):
     """Is never written any more."""
     real = SnapshotDirectory.alone
 
-    def late(directory, snapshot, key, *, deadline_s):
+    def late(directory, snapshot, key, **options):
         monkeypatch.undo()
         ready.commit_snapshot("d", "c")
-        return real(directory, snapshot, key, deadline_s=deadline_s)
+        return real(directory, snapshot, key, **options)
 
     monkeypatch.setattr(SnapshotDirectory, "alone", late)
     with pytest.raises(NotFoundError, match="removed or committed meanwhile"), ready.base_fs("c"):
@@ -279,6 +279,25 @@ def test_a_forked_child_leaves_the_mount_alone(ready):
             os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert paths(root) == MERGED
+
+
+def test_a_forked_child_does_not_keep_the_lock(ready):
+    """A worker that was forked inside the block, and lives on, keeps nobody out."""
+    reading, writing = os.pipe()
+    with ready.base_fs("c"):
+        child = os.fork()
+        if not child:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+    try:
+        with holder(ready) as process:
+            assert process.root
+    finally:
+        os.close(writing)
+        os.close(reading)
+        os.waitpid(child, 0)
+    clear_up(ready)
 
 
 # -- kernels and users that can do less ----------------------------------------------------------
@@ -689,14 +708,14 @@ def test_what_a_command_leaves_behind_keeps_the_snapshot(ready, tmp_path):
     clear_up(ready, tmp_path)
 
 
-def clear_up(store, tmp_path):
+def clear_up(store, tmp_path=None):
     """Remove the empty directories of mounts of killed processes, and let their leases end."""
     for lease in store.leases():
         store.renew_lease(lease.id, 0.001)
     time.sleep(0.01)
     store.gc()
     assert store.leases() == []
-    for place in (tmp_path / "places").iterdir():
+    for place in (tmp_path / "places").iterdir() if tmp_path else ():
         place.rmdir()
 
 

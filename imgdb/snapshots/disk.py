@@ -258,8 +258,14 @@ class SnapshotDirectory:
     # -- using -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def alone(self, snapshot: int, key: str, *, deadline_s: float) -> Iterator[int]:
+    def alone(self, snapshot: int, key: str, *, deadline_s: float, keep: bool = False) -> Iterator[int]:
         """Be the only process that changes a snapshot's layer; yields the descriptor of the lock.
+
+        Args:
+            snapshot: its id.
+            key: its key, for messages.
+            deadline_s: how long to wait, in seconds.
+            keep: a child process that is given the descriptor shall keep the lock after the block.
 
         Raises:
             BusyError: another one has been doing so for `deadline_s` seconds.
@@ -267,7 +273,7 @@ class SnapshotDirectory:
         """
         directory = os.path.join(self.path, str(snapshot))
         try:
-            with locked_directory(directory, f"snapshot {key}", deadline_s=deadline_s) as fd:
+            with locked_directory(directory, f"snapshot {key}", deadline_s=deadline_s, keep=keep) as fd:
                 yield fd
         except FileNotFoundError:
             if os.path.isdir(directory):
@@ -368,11 +374,8 @@ class SnapshotDirectory:
 
 
 @contextlib.contextmanager
-def locked_directory(path: str, what: str, *, deadline_s: float) -> Iterator[int]:
-    """Hold a lock on a directory itself; errors as `SnapshotDirectory.alone`.
-
-    It is not unlocked but closed: a child process that has the descriptor has the lock.
-    """
+def locked_directory(path: str, what: str, *, deadline_s: float, keep: bool) -> Iterator[int]:
+    """Hold a lock on a directory itself; arguments and errors as `SnapshotDirectory.alone`."""
     fd = os.open(path, DIRECTORY)
     end = time.monotonic() + deadline_s
     try:
@@ -388,4 +391,7 @@ def locked_directory(path: str, what: str, *, deadline_s: float) -> Iterator[int
                 time.sleep(0.01)
         yield fd
     finally:
+        if not keep:
+            # Closing is not enough: a child forked meanwhile has the descriptor, and with it the lock.
+            fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
