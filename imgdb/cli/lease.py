@@ -10,7 +10,7 @@ import click
 from imgdb.cli.context import Settings, complete_images, format_option, format_option_of, pass_settings
 from imgdb.cli.groups import Group, Verb
 from imgdb.cli.output import Column, emit, say
-from imgdb.cli.params import Failures
+from imgdb.cli.params import Failures, read_labels
 from imgdb.cli.printable import human_duration, printable, rfc3339
 from imgdb.cli.times import parse_duration, parse_rfc3339
 from imgdb.errors import ImgdbError, InvalidArgumentError
@@ -38,12 +38,6 @@ _expires = click.option(
     metavar="DURATION|never",
     help="How long from now it lasts, such as 90m or 7d.",
 )
-
-
-def _labels(texts: tuple[str, ...]) -> dict[str, str]:
-    """As ctr reads them: a name alone is true."""
-    pairs = (text.partition("=") for text in texts)
-    return {key: value if equals else "true" for key, equals, value in pairs}
 
 
 def _owner(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, str] | None:
@@ -126,7 +120,7 @@ def create(settings: Settings, /, lease_id: str | None, labels: tuple[str, ...],
             lease_id,
             expires_s=options["expires"],
             flat=options["flat"],
-            labels=_labels(labels),
+            labels=read_labels(labels),
             owner=options["owner"],
         )
     say(printable(made.id))

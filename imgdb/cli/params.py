@@ -67,6 +67,12 @@ class SizeType(click.ParamType):  # type: ignore[type-arg] # generic since click
         return int(digits) * self._UNITS[unit]
 
 
+def read_labels(texts: tuple[str, ...]) -> dict[str, str]:
+    """As ctr reads them: a name alone is true."""
+    pairs = (text.partition("=") for text in texts)
+    return {key: value if equals else "true" for key, equals, value in pairs}
+
+
 class Failures:
     """Errors of single arguments: told at once, while the others are still worked on, as docker does.
 

@@ -9,7 +9,7 @@ import click
 from imgdb.cli.context import Settings, complete_images, format_option, note, pass_settings
 from imgdb.cli.groups import Group
 from imgdb.cli.output import Column, emit, say
-from imgdb.cli.params import Failures
+from imgdb.cli.params import Failures, read_labels
 from imgdb.cli.printable import human_size, printable, rfc3339
 from imgdb.errors import ImgdbError, InvalidArgumentError
 
@@ -78,11 +78,6 @@ def ls(settings: Settings, /, quiet: bool, no_trunc: bool, format_: str) -> None
     emit(records, format=format_, columns=_columns(full=no_trunc))
 
 
-def _labels(texts: tuple[str, ...]) -> dict[str, str]:
-    pairs = (text.partition("=") for text in texts)
-    return {key: value if equals else "true" for key, equals, value in pairs}
-
-
 _label = click.option("--label", "labels", metavar="NAME[=VALUE]", multiple=True, help="Repeatable.")
 
 
@@ -94,7 +89,7 @@ _label = click.option("--label", "labels", metavar="NAME[=VALUE]", multiple=True
 def prepare(settings: Settings, /, key: str, parent: str | None, labels: tuple[str, ...]) -> None:
     """Make a snapshot that can be written, on top of PARENT or of nothing."""
     with settings.open() as store:
-        store.prepare(key, parent, labels=_labels(labels))
+        store.prepare(key, parent, labels=read_labels(labels))
 
 
 @snapshot.command("view", epilog=_PARENT)
@@ -105,7 +100,7 @@ def prepare(settings: Settings, /, key: str, parent: str | None, labels: tuple[s
 def view(settings: Settings, /, key: str, parent: str | None, labels: tuple[str, ...]) -> None:
     """Make a read-only snapshot of PARENT."""
     with settings.open() as store:
-        store.view(key, parent, labels=_labels(labels))
+        store.view(key, parent, labels=read_labels(labels))
 
 
 @snapshot.command("commit")
@@ -119,7 +114,7 @@ def commit(settings: Settings, /, name: str, key: str, labels: tuple[str, ...]) 
     The next gc frees it unless a snapshot is prepared on it, or a lease keeps it.
     """
     with settings.open() as store:
-        store.commit_snapshot(name, key, labels=_labels(labels))
+        store.commit_snapshot(name, key, labels=read_labels(labels))
     note(
         f"the next gc frees {printable(name)}, unless a snapshot is prepared on it or a lease keeps it",
         settings,

@@ -17,6 +17,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Self
 
+from imgdb.content.files import write_all
 from imgdb.errors import BusyError, FailedPreconditionError, InvalidArgumentError
 from imgdb.oci.digest import Digest
 
@@ -108,7 +109,7 @@ class FileHold:
         # Begins a new line: an append that failed half-way would swallow the first digest.
         lines = "".join(f"\n{digest}" for digest in new).encode() + b"\n"
         with locked(self._gc_lock, fcntl.LOCK_SH):
-            _write_all(self._fd, lines)
+            write_all(self._fd, lines)
         self._digests.update(new)
 
     def release(self) -> None:
@@ -210,12 +211,6 @@ def _read_digests(fd: int) -> Iterator[Digest]:
             # A torn last line is a digest that add() never returned for.
             with contextlib.suppress(InvalidArgumentError):
                 yield Digest.parse(line.rstrip("\n"))
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _close_in_child() -> None:

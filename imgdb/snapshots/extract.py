@@ -22,6 +22,7 @@ from imgdb.archive.layernames import Whiteout, below_whiteout, cleaned, whiteout
 from imgdb.archive.pax import show
 from imgdb.archive.tar import MemberKind
 from imgdb.archive.tarheader import MAX_MAJOR, MAX_MINOR, MAX_PATH
+from imgdb.content.files import write_all
 from imgdb.errors import BadArchiveError
 from imgdb.snapshots import attributes as attrs
 from imgdb.snapshots.attributes import Attributes, Skipped
@@ -241,9 +242,7 @@ class Extractor:
     def _copy(self, fd: int, size: int, body: TarReader) -> None:
         while size:
             count = body.readinto(self._buffer[: min(size, _PIECE)])
-            done = 0
-            while done < count:
-                done += os.write(fd, self._buffer[done:count])
+            write_all(fd, self._buffer[:count])
             size -= count
 
     # -- hard links --------------------------------------------------------------------------

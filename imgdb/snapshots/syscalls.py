@@ -12,21 +12,12 @@ import signal
 from functools import cache
 from typing import Any
 
-_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = (
-    428,
-    429,
-    430,
-    431,
-    432,
-    437,
-    442,
-)
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2 = 428, 429, 430, 431, 432, 437
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
-RESOLVE_IN_ROOT = 0x10
 
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
@@ -35,12 +26,9 @@ MOUNT_ATTR_NODEV = 0x4
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
-MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
-MS_SLAVE = 0x80000
-MNT_DETACH = 0x2
 
 CLONE_FS = 0x200
 CLONE_NEWNS = 0x20000
@@ -50,22 +38,12 @@ _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 0x1
 _OPEN_TREE_CLONE = 0x1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
-_AT_EMPTY_PATH = 0x1000
 _PR_SET_PDEATHSIG = 1
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
 
 
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-class _MountAttr(ctypes.Structure):
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
 
 
 @cache
@@ -117,20 +95,6 @@ def open_tree(path: bytes) -> int:
     """A detached copy of the mount at a path, sharing its file system."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC
     return _call("open_tree", _OPEN_TREE, -100, ctypes.c_char_p(path), flags)
-
-
-def mount_setattr(mount_fd: int, attributes: int) -> None:
-    """Add attributes to a detached mount."""
-    attr = _MountAttr(attributes, 0, 0, 0)
-    _call(
-        "mount_setattr",
-        _MOUNT_SETATTR,
-        mount_fd,
-        ctypes.c_char_p(b""),
-        _AT_EMPTY_PATH,
-        ctypes.byref(attr),
-        ctypes.sizeof(attr),
-    )
 
 
 def move_mount(mount_fd: int, directory_fd: int, path: bytes) -> None:

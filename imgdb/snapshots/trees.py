@@ -13,6 +13,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from imgdb.content.files import write_all
 from imgdb.snapshots.beneath import DIRECTORY
 from imgdb.snapshots.merged import is_whiteout
 
@@ -150,6 +151,4 @@ def copy_bytes(source_fd: int, target_fd: int) -> None:
         if error.errno not in {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
             raise
         while data := os.read(source_fd, _PIECE):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(target_fd, view) :]
+            write_all(target_fd, data)
