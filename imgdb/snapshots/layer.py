@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from imgdb.archive.flatten import MAX_LAYER_ENTRIES
 from imgdb.archive.pax import show
 from imgdb.archive.stream import Stream, ignore
 from imgdb.archive.tar import TarReader
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from imgdb.snapshots.attributes import Skipped
 
 MAX_BYTES = 64 << 30
-MAX_ENTRIES = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def apply_layer(
             on_warning=on_warning,
             on_skip=skipped.append if on_skip is None else on_skip,
             max_bytes=max_bytes,
-            max_entries=MAX_ENTRIES,
+            max_entries=MAX_LAYER_ENTRIES,
         )
         try:
             _extract(Stream(plain), extractor, on_warning)
@@ -91,7 +91,7 @@ def apply_layer(
 def _extract(stream: Stream, extractor: Extractor, on_warning: Callable[[str], None]) -> None:
     if not stream.peek(1):
         return  # nothing at all is the empty layer of some tools
-    reader = TarReader(stream, max_entries=MAX_ENTRIES, sparse=True, on_warning=on_warning)
+    reader = TarReader(stream, max_entries=MAX_LAYER_ENTRIES, sparse=True, on_warning=on_warning)
     try:
         for member in reader:
             _apply(extractor, member, reader)
